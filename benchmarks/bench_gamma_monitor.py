@@ -25,6 +25,7 @@ import sdsd
 
 from .cases import (
     BACKPACK,
+    CAPTURED_STEP,
     COMPILED_MODEL,
     EVERY,
     EVERY_TENTH,
@@ -112,13 +113,20 @@ class Gpt(nn.Module):
 
 @dataclass
 class Job:
-    """A model, one batch, and the loss of outputs and targets; `autocast`: the dtype of products, None for float32."""
+    """A model, one batch, and the loss of outputs and targets.
+
+    Attributes:
+        autocast: the dtype of products, None for float32.
+        compiled: whether torch.compile makes the model.
+        captured: whether a step is a replay of a CUDA graph.
+    """
 
     model: nn.Module
     x: Tensor
     y: Tensor
     autocast: torch.dtype | None = None
     compiled: bool = False
+    captured: bool = False
 
     def copied(self) -> nn.Module:
         """A model of a provider's own."""
@@ -126,7 +134,10 @@ class Job:
         return torch.compile(model) if self.compiled else model  # type: ignore[return-value]
 
     def products(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.autocast is None else torch.autocast(self.x.device.type, dtype=self.autocast)
+        if self.autocast is None:
+            return nullcontext()
+        # A graph may not keep casts from step to step.
+        return torch.autocast(self.x.device.type, dtype=self.autocast, cache_enabled=not self.captured)
 
     def loss(self, model: nn.Module, samples: slice = slice(None)) -> Tensor:
         with self.products():
@@ -163,6 +174,7 @@ def make_job(case: Case, device: torch.device) -> Job:
         job.y.to(device),
         None if case.dtype == "float32" else case.torch_dtype,
         COMPILED_MODEL in case.variant,
+        CAPTURED_STEP in case.variant,
     )
 
 
@@ -191,6 +203,33 @@ def monitored(job: Job, steps: int) -> Callable[[], Any]:
         return found[0]
 
     return step
+
+
+def captured(job: Job, measured: bool) -> Callable[[], Any]:
+    """A training step as a replay of a CUDA graph; `measured`: with what the monitor finds in it."""
+    model = job.copied()
+    monitor = sdsd.GammaMonitor(model, mode="exact") if measured else None
+
+    def step() -> None:
+        job.loss(model).backward()
+        if monitor is not None:
+            monitor.step()
+
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+            model.zero_grad()
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        step()
+
+    def replay() -> sdsd.GammaStats | None:
+        graph.replay()
+        return None if monitor is None else monitor.replayed()
+
+    return replay
 
 
 def in_a_row(step: Callable[[], Any], count: int) -> Provider:
@@ -310,11 +349,17 @@ def prepare(case: Case, device: torch.device) -> Comparison:
     if job.autocast is not None:
         peers, truth = {}, loop
     together = 1 if device.type == "cpu" else IN_A_ROW
-    providers: dict[str, Provider] = {
-        OURS: in_a_row(monitored(job, 1), together),
-        EVERY_TENTH: monitored(job, EVERY),
-        PLAIN_STEP: in_a_row(plain_step(job), together),
-    }
+    if job.captured:
+        providers: dict[str, Provider] = {
+            OURS: in_a_row(captured(job, True), together),
+            PLAIN_STEP: in_a_row(captured(job, False), together),
+        }
+    else:
+        providers = {
+            OURS: in_a_row(monitored(job, 1), together),
+            EVERY_TENTH: monitored(job, EVERY),
+            PLAIN_STEP: in_a_row(plain_step(job), together),
+        }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, make in peers.items():

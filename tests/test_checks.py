@@ -180,8 +180,8 @@ ELSEWHERE = {
     "sdsd/gamma/following/indexing.py",
     "sdsd/gamma/following/reductions.py",
     "sdsd/geometry/collect/padding.py",
+    "sdsd/graphs/calls.py",
     "sdsd/graphs/operations.py",
-    "sdsd/graphs/running.py",
     "sdsd/geometry/merging/sensitivity.py",
 }
 """Files that ask for themselves whether a value is a bool; they look at what a user's code passed to torch

@@ -10,16 +10,29 @@ from .layering.imports import DEEPEST, ROOT, arrows, between_folders, deepest
 from .layering.rules import AS_TORCH_TAKES_THEM, ragged, shape_violations, unlisted, violations
 
 
-def test_chains_of_imports_are_short():
-    folders = deepest(between_folders(ROOT))
-    assert len(folders) <= DEEPEST, " → ".join(folders)
-    files = deepest(
-        {
-            here: {each for each in targets if each.startswith("sdsd_kernels.")}
-            for here, targets in arrows("sdsd_kernels", ROOT).items()
-        }
-    )
+def chain(package: str, root: Path) -> list[str]:
+    """The longest of a package's files."""
+    ahead = arrows(package, root)
+    return deepest({here: {each for each in targets if each in ahead} for here, targets in ahead.items()})
+
+
+@pytest.mark.parametrize("package", ["sdsd", "sdsd_kernels"])
+def test_chains_of_imports_are_short(package):
+    files = chain(package, ROOT)
     assert len(files) <= DEEPEST, " → ".join(files)
+
+
+def test_folders_lean_on_each_other_in_no_circle():
+    deepest(between_folders(ROOT))
+
+
+def test_deep_chains_of_files_are_found(tmp_path):
+    files = {f"sdsd/geometry/f{k}.py": f"from .f{k + 1} import x" for k in range(1, 12)}
+    files |= {"sdsd/geometry/__init__.py": "from .f1 import x", "sdsd/geometry/f12.py": "x = 1"}
+    files |= {"sdsd/studies/digits.py": "from ..geometry import x\ndef f():\n    from ..geometry import y"}
+    root = build(tmp_path, {**SOUND, **files})
+    wanted = ["sdsd.studies.demo.run", "sdsd.studies.digits", *(f"sdsd.geometry.f{k}" for k in range(1, 13))]
+    assert chain("sdsd", root) == wanted
 
 
 def test_deep_chains_and_circles_of_folders_are_found(tmp_path):

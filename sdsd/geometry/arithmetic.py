@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -50,14 +50,22 @@ def power_of_two(exponent: Tensor) -> Tensor:
     return ((exponent.long().clamp(-1022, 1023) + 1023) << 52).view(torch.float64)
 
 
-def peaks(rows: Tensor, dtype: torch.dtype) -> Tensor:
+def peaks(rows: Tensor, dtype: torch.dtype, memory: Callable[[int, int], Tensor] | None = None) -> Tensor:
     """How large the values of every row of a matrix are: √Σx² where that is ordinary, else max |x|.  # shape: (rows,)
 
     In `dtype`, float32 or float64; NaN or infinite exactly where a row has such a value. Squares take one pass over
     memory, max |x| two.
+
+    Args:
+        memory: gives room of so many rows and columns for squares, in `dtype`; None: torch's.
     """
     pieces = rows.split(max(1, PEAK_ELEMENTS // max(1, rows.shape[0])), 1)
-    scratch = torch.empty_like(pieces[0], dtype=dtype)
+    if memory is None:
+        scratch = torch.empty_like(pieces[0], dtype=dtype)
+    else:  # laid out as torch would
+        height, width = pieces[0].shape
+        by_column = pieces[0].stride(0) < pieces[0].stride(1)
+        scratch = memory(width, height).T if by_column else memory(height, width)
     square = torch.zeros(rows.shape[0], dtype=dtype, device=rows.device)
     for piece in pieces:
         wide = piece.to(dtype)

@@ -8,9 +8,10 @@ rules: what can be cut (here, in eval mode and as in training), and what can be 
 ====================  ==============================================================================================
 `operations.py`       the vocabulary: what torch's operations do to neurons, a row for those alike
 `walk.py`             what is known of tensors, and one operation after the other, by the rule of its kind
+`calls.py`            what a model is called with, and what it gives
 `running.py`          running a model under a walk
 `writes.py`           parameters that a forward writes into, put back
-`chance.py`           random numbers by which a forward decides what it does
+`chance.py`           random numbers by which a forward decides what it does, drawn from a seed and put back
 `atoms.py`            entries of axes, those that go together (union-find), and what stands in the way
 `values.py`           what is known of a tensor
 `counts.py`           sizes as numbers that know what they count
@@ -21,24 +22,29 @@ rules: what can be cut (here, in eval mode and as in training), and what can be 
 `rules_values.py`     rules for elementwise operations, sums, norms
 `rules_pictures.py`   rules for poolings, resizing, channels that become pixels
 `rules_products.py`   rules for matrix products, convolutions, attention
-`recording.py`        all runs that say what can be cut
-`groups.py`           the units of a layer, and every tensor that has entries of theirs
+`recorder.py`         all runs that say what can be cut
+`recording.py`        what they said
+`parts.py`            the units of a layer, and every tensor that has entries of theirs
+`groups.py`           those that one recording speaks of
 `look.py`             one recording a model, kept while the model is as it was
+`examples.py`         what a model is run on, where there is no example too
 `others.py`           inputs beside the example, for forwards that decide by what they are given
 `attention.py`        `torch.nn.MultiheadAttention` that can have fewer heads
 `vocabulary.py`       which attribute of a layer holds which size, a row a class
 ====================  ==============================================================================================
 """
 
-from .atoms import MERGING, READING, REMOVAL, Atoms, Ids, Obstacle
+from .atoms import IS_OUTPUT, MERGING, READING, REMOVAL, Atoms, Ids, Obstacle
 from .attention import FewerHeads, can_have_fewer_heads
+from .calls import as_arguments, outputs
 from .chance import seeded
-from .cut import IS_OUTPUT
-from .groups import BETWEEN, READER, TIED, WRITER, Attribute, Group, Groups, Norm, Part
-from .look import first_line, likely_inputs, look, on_inputs
+from .examples import first_line, likely_inputs, on_inputs
+from .groups import Groups
+from .look import look
 from .operations import EACH, Step, adding_to, tensors
-from .recording import listening
-from .running import Plain, as_arguments, call_of, outputs, run
+from .parts import BETWEEN, READER, TIED, WRITER, Attribute, Group, Norm, Part
+from .recorder import listening
+from .running import Plain, call_of, run
 from .vocabulary import (
     CONVOLUTIONS,
     DENSE,

@@ -22,6 +22,7 @@ REAL, INNER, GIVEN = 1, 2, 4
 """Flags of a class: it has entries of parameters; its entries are positions inside a unit, such as a head; there are as
 many in use as an input has, as of a table of positions."""
 
+IS_OUTPUT = "its neurons are the model's output"
 CHOOSE_ANOTHER = "Choose a layer that is read before this point, or merge by how='mean' without removal."
 
 

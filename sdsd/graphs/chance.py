@@ -9,31 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
-from .operations import Step, tensors
+from .walk import Chance
 
 RUNS = 8
 """How often a forward is run that decides by chance: of two equally likely ways one is missed once in 128 times."""
-TAKES_OUT = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero"}
-
-
-class Chance:
-    """Follows random numbers through operations, to where they leave tensors."""
-
-    def __init__(self) -> None:
-        self.decides = False
-        self.drawn: Any = WeakIdKeyDictionary()
-
-    def step(self, step: Step) -> None:
-        """One operation."""
-        drawn = torch.Tag.nondeterministic_seeded in step.func.tags or any(each in self.drawn for each in step.given)
-        if not drawn:
-            return
-        if step.name in TAKES_OUT:
-            self.decides = True
-        for each in tensors(step.out):
-            self.drawn[each] = True
 
 
 @contextmanager

@@ -119,6 +119,13 @@ class Count(int):
     def __float__(self) -> float:
         return self._used(int.__float__(self), "the model's forward")  # type: ignore[no-any-return]
 
+    def __array_ufunc__(self, function: Any, method: str, *given: Any, **named: Any) -> Any:
+        """NumPy's functions, as `np.sqrt`, which else take the plain number out of it."""
+        for each in given:
+            if isinstance(each, Count):
+                each.owner.used(each, f"NumPy's {function.__name__!r}")
+        return getattr(function, method)(*map(_plain, given), **named)
+
     def __bool__(self) -> bool:
         _noted(self, "__eq__", None)
         return int.__bool__(self)

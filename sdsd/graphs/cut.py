@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .atoms import CHOOSE_ANOTHER, GIVEN, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
-from .chance import TAKES_OUT
+from .atoms import CHOOSE_ANOTHER, GIVEN, IS_OUTPUT, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
 from .counts import Count, Origin
 from .operations import MOVES, Step, adding_to, tensors
 from .others import Decisions
 from .pieces import Piece, Pieces
 from .values import FREE, MADE, Axis, Factor, Normed, Read, Value, Written
-from .walk import Walk
+from .walk import TAKES_OUT, Walk
 
 IN_TRAINING = ", in training"
 KEEP_SIZE = (
@@ -32,7 +31,6 @@ KEEP_IN_BUFFER = (
     "Keep them in a buffer with one for each (register_buffer), so that they go with their neurons, or merge by "
     "how='mean' without removal."
 )
-IS_OUTPUT = "its neurons are the model's output"
 GIVE_LESS = (
     "Choose a layer before it, or, if you do not need that output, pass a module around the model that gives on the "
     "others alone."
@@ -122,6 +120,15 @@ class CutWalk(Walk[Value]):
         for out in tensors(step.out):
             same = out.shape == step.args[0].shape
             self.give(out, axes if same else [None] * out.ndim, like, linear=False)
+
+    def together(self, parts: Iterable[Tensor]) -> Value:
+        """What a tensor made of several is."""
+        values = [self.value(part) for part in parts]
+        names = frozenset[str]().union(*(value.parameters for value in values))
+        made = Value([], all(v.static for v in values), all(v.linear for v in values), names)
+        if made.static and not names:
+            made.label = next((v.label for v in values if v.label), "")
+        return made
 
     def followed(self, tensor: Tensor, dim: int) -> Ids | None:
         """The entries of an axis. A free one gets entries of its own, which views of it share."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,80 +11,16 @@ from torch import Tensor
 from .atoms import INNER, READING, REMOVAL, Ids, Obstacle
 from .counts import Origin
 from .cut import IN_TRAINING
+from .parts import BETWEEN, READER, TIED, WRITER, Attribute, Group, Norm, Part
 from .recording import Recording
 from .values import Axis, Read
+from .vocabulary import MAKE_PERMANENT
 
 REACH_ALL = (
     "Pass an example_input that reaches all of them, take what never runs out of the model, or merge without removal "
     "(remove=False)."
 )
 USE_SIZES = "Cut by chunk, or by sizes of tensors or of layers, or merge without removal (remove=False)."
-WRITER, BETWEEN, READER, TIED = "writer", "between", "reader", "writer and reader"
-
-
-class Part(NamedTuple):
-    """A tensor with entries for single units.
-
-    Entry k of axis `dim` belongs to unit `units[k]`, or to something else where that is −1. `behind` are the norms over
-    all units whose outputs it reads, as they are; "" among them where it reads anything else.
-    """
-
-    name: str
-    dim: int
-    units: Tensor
-    role: str  # WRITER: rows that give the values; BETWEEN: entries for values on the way; READER: columns; or TIED
-    behind: frozenset[str] = frozenset()
-
-    def entries(self, which: Tensor) -> Tensor:
-        """The entries of the units `which`, in their order.  # shape: (len(which) × entries a unit,)"""
-        others = int((self.units < 0).sum())
-        count = int(self.units.max()) + 1
-        return self.units.argsort(stable=True)[others:].reshape(count, -1)[which].flatten()
-
-    @property
-    def each(self) -> int:
-        """Entries a unit."""
-        return int((self.units >= 0).sum()) // (int(self.units.max()) + 1)
-
-
-class Attribute(NamedTuple):
-    """A number that a module holds, which says how long an axis is."""
-
-    module: str
-    name: str
-    units: Tensor  # of the entries of that axis, −1 for others
-
-
-class Norm(NamedTuple):
-    """A module that takes statistics over the units: entry k of axis `dim`, counted from the end, of what it is called
-    on and gives belongs to unit `units[k]`. `readers` are the weights that read what it gives; None where that goes
-    elsewhere as well."""
-
-    module: str
-    dim: int
-    units: Tensor
-    readers: frozenset[str] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """The units of an axis of a parameter: neurons, channels, heads.
-
-    Attributes:
-        units: how many.
-        rows: the unit of each entry of that axis.
-        parts: tensors with entries of theirs.
-        obstacles: what stands in the way.
-        attributes: numbers that change with them.
-        norms: modules that take statistics over them.
-    """
-
-    units: int
-    rows: Tensor
-    parts: tuple[Part, ...]
-    obstacles: tuple[Obstacle, ...]
-    attributes: tuple[Attribute, ...]
-    norms: tuple[Norm, ...]
 
 
 class Groups:
@@ -269,8 +203,7 @@ class Groups:
             where = next((where for ids, where in computed if np.isin(self.atoms.roots(ids), units).any()), None)
             if where is not None:
                 reason = f"a weight that reads them is computed from others, as from {name!r}"
-                advice = "Make it permanent first (torch.nn.utils.parametrize.remove_parametrizations, prune.remove)."
-                noted.append(Obstacle(where, reason, advice, READING))
+                noted.append(Obstacle(where, reason, MAKE_PERMANENT, READING))
         return list({(each.where.removesuffix(IN_TRAINING), each.reason): each for each in reversed(noted)}.values())[
             ::-1
         ]

@@ -61,6 +61,7 @@ MOVES = {
     "roll": "roll",
     "index": "index index_select gather",
     "copy": "copy",
+    "pack": "_pack_padded_sequence",
     "restride": "as_strided",
     "window": "unfold",
     "diagonal": "diagonal",
@@ -138,7 +139,7 @@ ROWS = (
     Row("group norm", "native_group_norm group_norm"),
     Row("weight norm", "_weight_norm_interface _weight_norm"),
     # Products that are summed over an axis.
-    Row("matrix product", "mm addmm bmm baddbmm mv addmv dot vdot"),
+    Row("matrix product", "mm addmm bmm baddbmm mv addmv dot vdot _sparse_addmm"),
     Row("bilinear", "_trilinear"),
     Row("grouped product", "_grouped_mm _scaled_grouped_mm"),
     Row("convolution", "convolution _convolution"),
@@ -180,7 +181,7 @@ class Step(NamedTuple):
     @property
     def factors(self) -> tuple[Tensor | None, Tensor, Tensor]:
         """Of a product of matrices: what is added to it, and both."""
-        plus, first, *others = self.args if self.name in ("addmm", "baddbmm", "addmv") else (None, *self.args)
+        plus, first, *others = self.args if "add" in self.name else (None, *self.args)
         return plus, first, others[0]
 
     @property

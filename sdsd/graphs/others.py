@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .calls import Call
 
 TIMES = -3.0
 COMPARISONS = 16
@@ -14,13 +16,6 @@ COMPARISONS = 16
 NUMBERS, PAIRS = 2**25, 2**26
 """What an input that is made larger may have: numbers, and pairs of places along the axis that grows, for attention
 keeps a number a head for each."""
-
-
-class Call(NamedTuple):
-    """An example of both kinds: positional and keyword arguments."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 class Decisions:
@@ -106,7 +101,7 @@ Change = Callable[[Tensor], Tensor]
 def _changed(call: Call, *changes: Change) -> Call:
     def made(value: Any) -> Any:
         if isinstance(value, Tensor):
-            for change in changes:
+            for change in changes if value.layout == torch.strided else ():
                 value = change(value)
             return value
         if isinstance(value, Mapping) and type(value) is dict:

@@ -167,6 +167,17 @@ def expand(walk: CutWalk, step: Step) -> None:
         walk.value(step.out).statistic = value.statistic
 
 
+@rule("pack")
+def pack(walk: CutWalk, step: Step) -> None:
+    """Sequences of several lengths, laid behind each other place by place."""
+    given, (out, others) = step.args[0], step.out
+    *places, features = walk.axes(given)
+    for axis in places:
+        walk.mixed(axis, "some of them are taken by their places")
+    walk.give(out, [None, features], walk.value(given))
+    walk.give(others, [None])
+
+
 @rule("repeat")
 def repeat(walk: CutWalk, step: Step) -> None:
     given: Tensor = step.args[0]
@@ -174,7 +185,13 @@ def repeat(walk: CutWalk, step: Step) -> None:
     axes = [None] * new + walk.axes(given)
     sizes = [1] * new + list(given.shape)
     made: list[Axis] = [
-        FREE if size == 1 < wide else np.tile(axis, wide // size) if isinstance(axis, np.ndarray) and size > 1 else None
+        axis
+        if size == wide
+        else FREE
+        if size == 1
+        else np.tile(axis, wide // size)
+        if isinstance(axis, np.ndarray)
+        else None
         for axis, size, wide in zip(axes, sizes, step.out.shape, strict=True)
     ]
     walk.give(step.out, made, walk.value(given))
@@ -244,17 +261,7 @@ def cat(walk: CutWalk, step: Step) -> None:
         )
     else:
         columns[dim] = None
-    walk.give(step.out, columns, together(walk, parts))
-
-
-def together(walk: CutWalk, parts: list[Tensor]) -> Value:
-    """What a tensor made of several is."""
-    values = [walk.value(part) for part in parts]
-    names = frozenset[str]().union(*(value.parameters for value in values))
-    made = Value([], all(v.static for v in values), all(v.linear for v in values), names)
-    if made.static and not names:
-        made.label = next((v.label for v in values if v.label), "")
-    return made
+    walk.give(step.out, columns, walk.together(parts))
 
 
 @rule("stack")
@@ -264,7 +271,7 @@ def stack(walk: CutWalk, step: Step) -> None:
     columns: list[Axis] = list(walk.axes(parts[0]))
     for part in parts[1:]:
         columns = [walk.join(a, b) for a, b in zip(columns, walk.axes(part), strict=True)]
-    walk.give(step.out, [*columns[:dim], None, *columns[dim:]], together(walk, parts))
+    walk.give(step.out, [*columns[:dim], None, *columns[dim:]], walk.together(parts))
 
 
 @rule_of_axes("parts of complex")

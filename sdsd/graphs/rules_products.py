@@ -10,7 +10,6 @@ from torch import Tensor
 from .atoms import CHOOSE_ANOTHER, INNER, MERGING, Ids
 from .cut import CutWalk, rule
 from .operations import Step, tensors
-from .rules_layout import together
 from .values import Axis, Factor, Value
 
 
@@ -36,9 +35,9 @@ def matrix_product(walk: CutWalk, step: Step) -> None:
         for k in range(1, plus.ndim + 1):
             if plus.shape[-k] == step.out.shape[-k] > 1:
                 made[-k] = walk.join(made[-k], walk.followed(plus, plus.ndim - k), walk.value(plus).label)
-    value = together(walk, [a, b])
+    value = walk.together([a, b])
     if plus is not None:
-        value = together(walk, [a, b, plus]) if value.static else value
+        value = walk.together([a, b, plus]) if value.static else value
     walk.give(step.out, made, value)
 
 
@@ -68,7 +67,7 @@ def bilinear(walk: CutWalk, step: Step) -> None:
     walk.contract(Factor(one, 1, left), Factor(weight, 1, rows))
     walk.contract(Factor(other, 1, walk.axes(other)[1]), Factor(weight, 2, columns))
     walk.writes(weight, outputs)
-    walk.give(step.out, [samples, outputs], together(walk, [one, weight, other]), linear=False)
+    walk.give(step.out, [samples, outputs], walk.together([one, weight, other]), linear=False)
 
 
 @rule("convolution")
@@ -195,4 +194,4 @@ def grouped_product(walk: CutWalk, step: Step) -> None:
     walk.mixed(weights[0], "they are experts, and chosen by their places")
     walk.contract(Factor(rows, 1, given[1]), Factor(experts, 1, weights[1]))
     walk.writes(experts, weights[2])
-    walk.give(step.out, [given[0], weights[2]], together(walk, [rows, experts]))
+    walk.give(step.out, [given[0], weights[2]], walk.together([rows, experts]))

@@ -11,7 +11,6 @@ from torch import Tensor
 from .atoms import READING, REMOVAL, Ids
 from .cut import CutWalk, rule, rule_of_axes
 from .operations import Step, covered, tensors
-from .rules_layout import together
 from .values import FREE, MADE, Axis, Value
 
 STATISTICS_ADVICE = (
@@ -88,7 +87,7 @@ def weight_norm(walk: CutWalk, step: Step) -> None:
             walk.join(axis, walk.followed(size, size.ndim - direction.ndim + k))
         else:
             walk.mixed(axis, "the norm of a weight is taken over them", REMOVAL)
-    walk.give_alike(step, axes, together(walk, [direction, size]))
+    walk.give_alike(step, axes, walk.together([direction, size]))
 
 
 def _joined(walk: CutWalk, one: tuple[Tensor | None, Axis], other: tuple[Tensor, Axis]) -> Axis:
@@ -107,7 +106,7 @@ def _joined(walk: CutWalk, one: tuple[Tensor | None, Axis], other: tuple[Tensor,
 
 
 def _result(walk: CutWalk, step: Step, given: list[Tensor]) -> Value:
-    made = together(walk, given)
+    made = walk.together(given)
     with_parameters = sum(bool(walk.value(each).parameters) for each in given)
     product = step.row.kind == "product"
     if not step.row.linear or (product and with_parameters > 1):
@@ -261,7 +260,7 @@ def distance(walk: CutWalk, step: Step) -> None:
     given = list(tensors(step.args))
     for each in given:
         walk.mixed(walk.axes(each)[-1], f"{walk.name!r} adds up differences of all neurons")
-    walk.give(step.out, [None] * step.out.ndim, together(walk, given), linear=False)
+    walk.give(step.out, [None] * step.out.ndim, walk.together(given), linear=False)
 
 
 @rule_of_axes("transform", linear=False)
@@ -310,7 +309,7 @@ def batch_norm(walk: CutWalk, step: Step) -> None:
             else:
                 _over_neurons(walk, along, "" if step.argument(5, "training") is True else ", in training,")
     for out in tensors(step.out):
-        walk.give(out, axes if out.ndim == given.ndim else [None] * out.ndim, together(walk, [given]), linear=False)
+        walk.give(out, axes if out.ndim == given.ndim else [None] * out.ndim, walk.together([given]), linear=False)
 
 
 def _over_neurons(walk: CutWalk, axis: Axis, when: str) -> None:

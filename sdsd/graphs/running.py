@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, ValuesView
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..models import evaluating, untouched
+from ..models import evaluating, untouched, unwritten
+from .calls import Call, as_arguments, outputs
 from .chance import draws
-from .others import Call
 from .walk import Walk
 from .writes import parameters_kept
 
 Mode = Callable[[nn.Module], AbstractContextManager[None]]
-
-
-def as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the model."""
-    if isinstance(example_input, Call):
-        return example_input
-    if isinstance(example_input, Mapping):
-        return (), dict(example_input)
-    return tuple(example_input) if isinstance(example_input, (tuple, list)) else (example_input,), {}
 
 
 def run(
@@ -51,7 +41,7 @@ def run(
     """
     arguments, named = as_arguments(example_input)
     devices = _cuda(model)
-    with untouched(model):
+    with untouched(model), unwritten(arguments, named):
         with ExitStack() as stack:
             for kept in (mode(model), draws(walk.chance, seed, devices), parameters_kept(model, walk.written_into)):
                 stack.enter_context(kept)
@@ -86,31 +76,6 @@ def call_of(model: nn.Module, use: Callable[[], Any]) -> Call | None:
 
 def _cuda(model: nn.Module) -> list[torch.device]:
     return list({each.device for each in (*model.parameters(), *model.buffers()) if each.device.type == "cuda"})
-
-
-def outputs(given: Any, depth: int = 12) -> Iterator[Any]:
-    """Tensors and numbers in what a model gives. Caches of keys and values are a state of the model, and left out."""
-    if isinstance(given, (Tensor, int, float)) and not isinstance(given, bool):
-        yield given
-    elif depth > 0 and not type(given).__name__.endswith("Cache"):
-        for part in _parts(given):
-            yield from outputs(part, depth - 1)
-
-
-def _parts(given: Any) -> list[Any]:
-    if isinstance(given, Mapping):
-        return [part for name, part in given.items() if name != "past_key_values"]
-    if isinstance(given, (tuple, list, set, frozenset, deque, ValuesView, Generator)):
-        return list(given)
-    slots = [name for kind in type(given).__mro__ for name in _slots(kind)]
-    held = [getattr(given, name) for name in slots if hasattr(given, name)]
-    return [*held, *vars(given).values()] if hasattr(given, "__dict__") else held
-
-
-def _slots(kind: type) -> list[str]:
-    named = vars(kind).get("__slots__", ())
-    names = (named,) if isinstance(named, str) else tuple(named)
-    return [name for name in names if not name.startswith("__")]
 
 
 class _Operations(TorchDispatchMode):

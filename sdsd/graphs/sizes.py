@@ -25,13 +25,15 @@ TAKE_SIZES = words(
     conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
     view reshape expand repeat split split_with_sizes chunk narrow unflatten tensor_split zeros
     ones empty full rand randn new_zeros new_ones new_empty new_full flatten tile slice unsafe_chunk broadcast_to select
-    index_select
+    index_select repeat_interleave
     """
 )
 """Functions that take sizes for what they are; elsewhere a size is used as a number."""
 FILLED = {"full": 1, "new_full": 2}
 """Those that take a number as well, and where."""
-HAVE_NO_SIZE = {"chunk", "expand_as", "matmul", "broadcast_tensors", "pad"}
+HAVE_NO_SIZE = {
+    *("chunk", "expand_as", "matmul", "broadcast_tensors", "pad", "sparse_mm", "pad_sequence", "pad_packed_sequence")
+}
 """Functions that expand or cut by what they are given, whatever its size."""
 MADE = {"zeros", "ones", "empty", "full", "rand", "randn"}
 ALIGNED = {"view", "reshape", "expand", "unflatten", *MADE, "new_zeros", "new_ones", "new_empty", "new_full"}
@@ -97,6 +99,8 @@ class Sizes(TorchFunctionMode):
             self._link_pieces(args, named, out)
         elif plain in TAKE_GROUPS:
             self._link_groups(plain, args, named)
+        elif plain == "repeat_interleave" and isinstance(out, Tensor):
+            self._link_repeats(args, named, out)
         elif plain == "multi_head_attention_forward":
             self._refuse_heads(plain, args, named)
         elif by_place and known and isinstance(out, Tensor):
@@ -215,6 +219,14 @@ class Sizes(TorchFunctionMode):
                     self.walk.pieces.same_size.append(Piece(size.ids[0], axis, obstacle))
             elif name != "expand":
                 self.walk.mixed(axis, f"{name!r} has the size {size} written into it", REMOVAL, KEEP_SIZE)
+
+    def _link_repeats(self, args: Any, named: Any, out: Tensor) -> None:
+        """How often what there is once is repeated."""
+        given, times = args[0], args[1] if len(args) > 1 else named.get("repeats")
+        dim = args[2] if len(args) > 2 else named.get("dim")
+        axis = None if dim is None or given.shape[dim] != 1 else self.walk.value(out).axes[dim]
+        if self.walk.counts(times) and times.exact and isinstance(axis, np.ndarray):
+            self.walk.linked += [(origin, axis) for origin in times.origins]
 
     def _link_pieces(self, args: Any, named: Any, out: Any) -> None:
         size = args[1] if len(args) > 1 else named.get("split_size_or_sections", named.get("split_size"))

@@ -20,7 +20,8 @@ CHANNEL_NORMS = (
 )
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 MAKE_PERMANENT = (
-    "Make it permanent first (torch.nn.utils.prune.remove, torch.nn.utils.parametrize.remove_parametrizations)."
+    "Make it permanent first, by what undoes what made it (of torch.nn.utils: parametrize.remove_parametrizations, "
+    "prune.remove, remove_weight_norm, remove_spectral_norm)."
 )
 
 Size = tuple[str, int]

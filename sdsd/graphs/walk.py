@@ -5,13 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .chance import Chance
-from .operations import Step, step_of
+from ..models import place_of
+from .operations import Step, step_of, tensors
 
 Known = TypeVar("Known")
+TAKES_OUT = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero"}
+"""Operations by which numbers leave tensors."""
+
+
+class Chance:
+    """Follows random numbers through operations, to where they leave tensors."""
+
+    def __init__(self) -> None:
+        self.decides = False
+        self.drawn: Any = WeakIdKeyDictionary()
+
+    def step(self, step: Step) -> None:
+        """One operation."""
+        drawn = torch.Tag.nondeterministic_seeded in step.func.tags or any(each in self.drawn for each in step.given)
+        if not drawn:
+            return
+        if step.name in TAKES_OUT:
+            self.decides = True
+        for each in tensors(step.out):
+            self.drawn[each] = True
 
 
 class Walk(Generic[Known]):
@@ -69,9 +90,9 @@ class Walk(Generic[Known]):
 
     def sharing(self, tensor: Tensor) -> Iterator[tuple[Tensor, Known]]:
         """Tensors that lie in the memory of this one, as views do, and what is known of them."""
-        place = tensor.untyped_storage().data_ptr()
+        place = place_of(tensor)
         for other, value in list(self.values.items()) if place else ():
-            if other is not tensor and other.untyped_storage().data_ptr() == place:
+            if other is not tensor and place_of(other) == place:
                 yield other, value
 
     # ---- one operation after the other -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..models import place_of
 from .operations import written
 
 
@@ -31,12 +32,12 @@ class _Writes(TorchDispatchMode):
         super().__init__()
         self.heard = heard
         self.held = [(each, each.data) for each in model.parameters()]
-        self.places = {data.untyped_storage().data_ptr(): each for each, data in self.held if data.numel()}
+        self.places = {place_of(data): each for each, data in self.held if data.numel()}
         self.copies: dict[int, Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for target in written(func, args):
-            self._copy(self.places.get(target.untyped_storage().data_ptr()))
+            self._copy(self.places.get(place_of(target)))
         return func(*args, **(kwargs or {}))
 
     def _copy(self, parameter: Tensor | None) -> None:

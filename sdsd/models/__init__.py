@@ -2,6 +2,8 @@
 
 =================  =================================================================================================
 `attachment.py`    a subclass in the place of a module's class, which sees the forward pass
+`copies.py`        copies of models that hold what they computed
+`held.py`          what modules' attributes hold, put back
 `memory.py`        tensors that lie in the memory of others
 `names.py`         the user's model and parameters without what wrappers added
 `restore.py`       evaluation mode, parameters and buffers, put back whatever happens
@@ -20,9 +22,10 @@ from .attachment import (
     release,
     uncompiled,
 )
-from .memory import memory_of_others
+from .copies import copy_of
+from .memory import entries_of, memory_of_others, place_of
 from .names import clean, unwrap
-from .restore import evaluating, plainly, restored, running, training_outside_torch, untouched
+from .restore import evaluating, plainly, restored, running, training_outside_torch, untouched, unwritten
 from .usable import check_model, quantised, refuse_scripted_parts
 
 __all__ = [
@@ -31,12 +34,15 @@ __all__ = [
     "clean",
     "compiled_parts",
     "compiling",
+    "copy_of",
+    "entries_of",
     "evaluating",
     "intercepted",
     "is_attached",
     "is_skipped",
     "memory_of_others",
     "paused",
+    "place_of",
     "plainly",
     "quantised",
     "refuse_scripted_parts",
@@ -47,4 +53,5 @@ __all__ = [
     "uncompiled",
     "untouched",
     "unwrap",
+    "unwritten",
 ]

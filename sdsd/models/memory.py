@@ -9,6 +9,17 @@ import torch
 from torch import Tensor, nn
 
 
+def place_of(tensor: Tensor) -> int:
+    """Where the memory begins that the tensor lies in; 0 for one that has none, as a sparse one."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
+
+
+def entries_of(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Places and values of a sparse tensor, of any layout."""
+    listed = tensor.to_sparse().coalesce()
+    return listed.indices(), listed.values()
+
+
 def memory_of_others(model: nn.Module) -> dict[int, str]:
     """By the id of a parameter or buffer, the name of another in whose memory it lies, as a view.
 
@@ -16,7 +27,7 @@ def memory_of_others(model: nn.Module) -> dict[int, str]:
     by_storage: dict[int, dict[int, tuple[str, Tensor]]] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.layout == torch.strided and tensor.numel():
-            by_storage.setdefault(tensor.untyped_storage().data_ptr(), {}).setdefault(id(tensor), (name, tensor))
+            by_storage.setdefault(place_of(tensor), {}).setdefault(id(tensor), (name, tensor))
     names: dict[int, str] = {}
     for held in by_storage.values():
         for name, tensor in held.values():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .held import as_now, changeable, tensor_back
 
 
 @contextmanager
@@ -81,21 +83,21 @@ def _modes_kept(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def untouched(model: nn.Module, parameters: bool = False) -> Iterator[None]:
     """For blocks that run a model: afterwards its buffers are as before, bit for bit, and so is every attribute that a
-    forward may set, hooks and entries of dictionaries included. With `parameters` these are, too, and copies wait."""
-    # Attributes of a ScriptModule are not Python's.
-    plain = [vars(each) for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
-    kept = [(store, dict(store)) for own in plain for store in (own, *own.values()) if isinstance(store, dict)]
-    held = [(each, each.detach().clone()) for each in (*model.buffers(), *(model.parameters() if parameters else ()))]
-    try:
+    forward may set, or write into, hooks included. With `parameters` these are, too, and copies wait."""
+    own = [vars(each) for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]  # not Python's
+    with unwritten(*own, but=(*model.parameters(), *model.buffers())), ExitStack() as stack:
+        for each in (*model.buffers(), *(model.parameters() if parameters else ())):
+            stack.callback(tensor_back, each, each.detach().clone())
         yield
-    finally:
-        for store, entries in kept:
-            # One that refuses changes, as the configurations of diffusers do, has none.
-            if [*map(id, store), *map(id, store.values())] != [*map(id, entries), *map(id, entries.values())]:
-                store.clear()
-                store.update(entries)
-        for tensor, copy in held:
-            _put_back(tensor, copy)
+
+
+@contextmanager
+def unwritten(*given: Any, but: Iterable[Tensor] = ()) -> Iterator[None]:
+    """What is given, as arguments of a model, which may write into it or keep it, is as it was afterwards."""
+    with ExitStack() as stack:
+        for each in changeable(given, {id(each): each for each in but}):
+            stack.callback(as_now(each))
+        yield
 
 
 @contextmanager
@@ -114,14 +116,6 @@ def restored(model: nn.Module) -> Iterator[None]:
         finally:
             for store, name, tensor, copy, requires_grad in held:
                 store[name] = tensor
-                _put_back(tensor, copy)
+                tensor_back(tensor, copy)
                 if tensor.requires_grad != requires_grad:
                     tensor.requires_grad_(requires_grad)
-
-
-def _put_back(tensor: Tensor, copy: Tensor) -> None:
-    """Through `data`, so that graphs which hold the tensor, with these values, can still be walked."""
-    if (tensor.dtype, tensor.device, tensor.shape) == (copy.dtype, copy.device, copy.shape):
-        tensor.data.copy_(copy)
-    else:
-        tensor.data = copy

@@ -12,7 +12,8 @@
 `digits.py`        scikit-learn's digits, loaded and split
 `rules.py`         the rules that decide verdicts, since when, and what they replaced
 `documents.py`     titles of the source documents
-`script.py`         `sdsd gamma FILE.py`: run a user's file, train what it defines
+`user_file.py`     a user's file: run, and what it defines checked
+`script.py`        `sdsd gamma FILE.py`: train what it defines
 `own.py`            `sdsd study NAME --model FILE.py`: what a study measures, on a network of one's own
 `map.py`           `sdsd map`: the neurons of saved activations
 `pairs.py`         pairs of neurons that serve as examples
@@ -32,7 +33,8 @@ from .geometry import BUILT_IN_SUBJECTS, ArcConfig, examine, subject_from_file
 from .map import run_map
 from .own import OWN, check_own, run_own
 from .pairs import farthest_examples
-from .script import UserCodeError, train_file
+from .script import train_file
+from .user_file import UserCodeError
 
 __all__ = [
     "BUILT_IN_SUBJECTS",

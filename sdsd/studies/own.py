@@ -42,7 +42,7 @@ from ..theory.quotient import example_for
 from .catalogue import CATALOGUE
 from .engine import Progress, StudyResult, find_study, plain, prepare_output, versions, write_json
 from .geometry import subject_from_file
-from .script import DEFAULT_LEARNING_RATE, Script, load_script, users_code
+from .user_file import DEFAULT_LEARNING_RATE, Script, load_script, users_code
 
 SCHEMA = 1
 LINES = 12

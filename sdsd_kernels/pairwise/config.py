@@ -131,6 +131,10 @@ MOST_PROGRAMS = 2**30
 MEASURE = {True: (4, 512, 8), False: (32, 128, 8)}
 """Neurons, samples and warps of a program that measures; True where samples are adjacent. 32 neighbouring float32 are
 the 128 bytes that one load fetches anyway."""
+MEASURED_TOGETHER = {True: 8192, False: 2048}
+"""Fewest samples of a range of the norms, which costs a launch. Where neurons are adjacent, a step of 128 samples took
+1.4 µs with one program on a multiprocessor as with four (H200), so that 4,096 samples of 4,096 bfloat16 neurons, whose
+memory takes 8 µs to read, took 44 in one range; two have not been timed."""
 WRITE = {True: (8, 512, 4), False: (64, 64, 4)}
 INTERPRETED_PREPARE = (16, 32, 4)
 DIRECTIONS = 128
@@ -178,9 +182,9 @@ def range_samples(work: int, samples: int, neurons: int, tile: Tile, record: Dev
     return -(-samples // (ranges * tile.samples)) * tile.samples
 
 
-def measured_samples(programs: int, samples: int, block: int, record: DeviceRecord) -> int:
+def measured_samples(programs: int, samples: int, block: int, samples_adjacent: bool, record: DeviceRecord) -> int:
     """Samples of a range of the norms, where `programs` alone leave multiprocessors idle."""
-    most = samples // RANGE_SAMPLES.get(record.family, 8192)
+    most = samples // RANGE_SAMPLES.get(record.family, MEASURED_TOGETHER[samples_adjacent])
     ranges = max(1, min(4 * record.multiprocessors // programs, most))
     return -(-samples // (ranges * block)) * block
 

@@ -82,7 +82,7 @@ class Preparation:
         known |= zip(("stride_neuron", "stride_outer", "stride_inner"), rows.stride(), strict=True)
         block, block_samples, num_warps = config.prepare_block(config.MEASURE, along, record)
         programs = -(-neurons // block)
-        known["range_samples"] = config.measured_samples(programs, samples, block_samples, record)
+        known["range_samples"] = config.measured_samples(programs, samples, block_samples, along, record)
         self.ranges = known["ranges"] = -(-samples // known["range_samples"])
         blocks = {"BLOCK_NEURONS": block, "BLOCK_SAMPLES": block_samples}
         self.measure = Launch(measure_kernel, (programs, self.ranges, 1), known | blocks, num_warps=num_warps)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdsd.graphs.others import NUMBERS, Call, Decisions, others
+from sdsd.graphs.calls import Call
+from sdsd.graphs.others import NUMBERS, Decisions, others
 
 
 def tried(x: torch.Tensor, size: int, beyond: int, most: int = 2**40) -> list[tuple[int, ...]]:

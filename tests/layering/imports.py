@@ -10,7 +10,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 
 DEEPEST = 12
-"""Folders of `sdsd`, and files of `sdsd_kernels`, each of which imports from the next."""
+"""Files of a package each of which imports from the next."""
 
 BEHIND_DOORS = (
     "sdsd.cli",

@@ -14,7 +14,8 @@ import sdsd
 from sdsd import cli
 from sdsd.report.live import LiveRun
 from sdsd.studies.engine.display import Quiet
-from sdsd.studies.script import load_script, train_file
+from sdsd.studies.script import train_file
+from sdsd.studies.user_file import load_script
 
 SCRIPT = """
 import torch

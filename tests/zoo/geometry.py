@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 from sdsd import geometry
 from sdsd.geometry import Consumers
-from sdsd.geometry.merging.planning import _groups as groups_of
+from sdsd.geometry.merging.rows import matching_groups as groups_of
 from sdsd.graphs import outputs
 
 from .architectures.base import Architecture

@@ -12,7 +12,7 @@ name), or by nothing: it depends on no sample.
 |---|---|
 | `tracks.py` | `Track` and its kin, the account they are kept in, writes into shared memory |
 | `constants.py` | further inputs that turn out to be constants; constants in the likeness of samples |
-| `arranging.py` | `arrange`: a tensor by sample; whether places lie as a track says |
+| `arranging.py` | `arrange`: a tensor by sample |
 | `table.py` | the table of rules, and what a rule is given |
 | `elementwise.py` | entry by entry; conversions; outputs without samples |
 | `reductions.py` | sums, extremes, softmax, sorting, norms of vectors, Fourier transforms |
@@ -23,13 +23,17 @@ name), or by nothing: it depends on no sample.
 | `sums.py` | what a sum over samples stays one under |
 | `singles.py` | samples one by one: loops over them, and their way back |
 | `rows.py` | rows chosen by a mask or an index, and their way back |
-| `places.py` | rows at constant places of the samples: chunks, slices, permutations |
+| `places.py` | of which samples places are; rows at constant ones: chunks, slices, permutations |
 | `bags.py` | bags of embeddings, by offsets |
 | `packed.py` | sequences of different length in one tensor, samples in another order |
 | `occurring.py` | which experts some token was sent to |
 | `independence.py` | a test on the spot for functions without a rule |
 | `bodies.py` | `COMPOSITE` functions, whose inside is followed |
 | `dispatch.py` | `follow` |
+
+Rules of operations lean on `table.py` and `places.py`, and but for `layers.py` not on each other; those of what is
+known (`rows.py`, `singles.py`, `packed.py`, `occurring.py`) ask which of them a call goes by; `dispatch.py` brings all
+together.
 """
 
 from typing import Any
@@ -42,7 +46,8 @@ from .bodies import body, composite_functions
 from .constants import as_constants, like_samples
 from .dispatch import entrywise, follow, has_rule, layers_of
 from .occurring import indexes
-from .packed import SIZES, by_length, is_packed_call, samples_along
+from .packed import SIZES, by_length, is_packed_call
+from .places import samples_along
 from .rows import sorted_offsets
 from .table import RULES, called, in_place
 from .tracks import (

@@ -1,8 +1,6 @@
-"""Samples in their order: a tensor arranged by sample, and places that lie as a track says."""
+"""A tensor arranged by sample."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from torch import Tensor
 
@@ -28,20 +26,3 @@ def arrange(x: Tensor, track: Track, n: int, features: int) -> Tensor:
     else:
         x = x.unflatten(track.axis, (track.outer, n, track.inner)).movedim(track.axis + 1, 0)
     return x.reshape(n, x.shape[1 : x.dim() - features].numel(), *tail)
-
-
-def sequence(samples: Any, n: int) -> tuple[int, int] | None:
-    """(outer, inner) if position j of `samples` is sample (j // inner) % n for all j, and each of n occurs; else None.
-
-    With one sample, every sequence is one block: (1, length).
-    """
-    length = len(samples)
-    if length == 0 or length % n:
-        return None
-    if n == 1:
-        return 1, length
-    inner = next((j for j, s in enumerate(samples) if s != 0), length)
-    if inner == 0 or length % (inner * n):
-        return None
-    fits = all(s == (j // inner) % n for j, s in enumerate(samples))
-    return (length // (inner * n), inner) if fits else None

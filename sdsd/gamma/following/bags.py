@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .arranging import sequence
-from .packed import samples_along
+from .places import samples_along, sequence
 from .table import FUNCTIONAL, Call, register
 from .tracks import Mixed, Rows, Track, Verdict, is_second, set_track, track_of
 

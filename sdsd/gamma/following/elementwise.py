@@ -7,16 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .table import RULES, SECOND_ALLOWED, TORCH, Call, register, register_property
-from .tracks import Track, Verdict, tensors_in, track_of
-
-
-def aligned(x: Tensor, out: Tensor) -> Verdict:
-    """Where an operand's samples are in an output that it is broadcast to."""
-    track = track_of(x)
-    if not isinstance(track, Track):
-        return track
-    return Track(track.axis + out.dim() - x.dim(), track.outer, track.inner)
+from .table import RULES, SECOND_ALLOWED, TORCH, Call, aligned, register, register_property
+from .tracks import Verdict, tensors_in, track_of
 
 
 def elementwise(call: Call, *args: Any, **kwargs: Any) -> Verdict:

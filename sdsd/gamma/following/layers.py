@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .elementwise import aligned
 from .reductions import along
 from .shapes import last_dimensions
-from .table import FUNCTIONAL, RULES, TORCH, Call, register
+from .table import FUNCTIONAL, RULES, TORCH, Call, aligned, register
 from .tracks import Mixed, Track, Verdict, set_written, track_of
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import indexing
+from .places import samples_along
 from .table import name_of
 from .tracks import Mixed, Owners, Rows, Track, Verdict, here, track_of
 
@@ -48,13 +49,6 @@ def sequences(rule: Any, func: Any, args: Sequence[Any], kwargs: Mapping[str, An
         x, dim, index = (*args, *(kwargs[name] for name in ("dim", "index") if name in kwargs))
         return _reordered(x, dim % x.dim(), index, n)
     return None
-
-
-def samples_along(verdict: Track | Rows, size: int, n: int, device: torch.device) -> Tensor:
-    """The sample of each position along a dimension with samples, or with rows; shape: (size,)."""
-    if isinstance(verdict, Rows):
-        return verdict.owners.samples
-    return torch.arange(size, device=device).div(verdict.inner, rounding_mode="floor") % n
 
 
 def of_batch(owners: Owners, axis: int) -> Verdict:

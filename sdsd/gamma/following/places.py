@@ -1,4 +1,4 @@
-"""Rows at constant places of the samples: chunks of a batch, slices, a permutation, features picked by image.
+"""Of which samples places are, and rows at constant ones: chunks of a batch, slices, a permutation, picked features.
 
 `x[2:]`, `x.split(4)`, `x[places]` give rows that are followed as those which a mask chose are; `cat` puts them together
 again, and is a batch where the rows then lie as its samples do. `x[i]` and the rows of one sample are a `Single`.
@@ -12,8 +12,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arranging import sequence
 from .tracks import Owners, Rows, Single, Track, Verdict, here, track_of
+
+
+def sequence(samples: Any, n: int) -> tuple[int, int] | None:
+    """(outer, inner) if position j of `samples` is sample (j // inner) % n for all j, and each of n occurs; else None.
+
+    With one sample, every sequence is one block: (1, length).
+    """
+    length = len(samples)
+    if length == 0 or length % n:
+        return None
+    if n == 1:
+        return 1, length
+    inner = next((j for j, s in enumerate(samples) if s != 0), length)
+    if inner == 0 or length % (inner * n):
+        return None
+    fits = all(s == (j // inner) % n for j, s in enumerate(samples))
+    return (length // (inner * n), inner) if fits else None
+
+
+def piece(track: Track, start: int, length: int, n: int) -> Track | None:
+    """Positions start … start + length along the samples: whole runs through the batch, or None."""
+    run = n * track.inner
+    if run == 0 or start % run or length % run or length == 0:
+        return None
+    return Track(track.axis, length // run, track.inner)
+
+
+def samples_along(verdict: Track | Rows, size: int, n: int, device: torch.device) -> Tensor:
+    """The sample of each position along a dimension with samples, or with rows; shape: (size,)."""
+    if isinstance(verdict, Rows):
+        return verdict.owners.samples
+    return torch.arange(size, device=device).div(verdict.inner, rounding_mode="floor") % n
 
 
 def rows_at(x: Tensor, places: Sequence[int], axis: int, n: int) -> Rows | Single | None:

@@ -8,8 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .elementwise import elementwise
-from .table import FUNCTIONAL, NAMESPACES, RULES, SECOND_ALLOWED, TORCH, Call, axes, register, register_property
+from .table import (
+    FUNCTIONAL,
+    NAMESPACES,
+    RULES,
+    SECOND_ALLOWED,
+    TORCH,
+    Call,
+    aligned,
+    axes,
+    register,
+    register_property,
+)
 from .tracks import Mixed, Track, Verdict, track_of
 
 
@@ -52,7 +62,7 @@ def extreme(call: Call, input: Tensor, dim: Any = None, keepdim: bool = False, *
     """max and min: of all entries, along a dimension, or of two tensors entry by entry."""
     other = kwargs.get("other", dim)
     if isinstance(other, Tensor):
-        return elementwise(call, input, other, **kwargs)
+        return call.agreed(aligned(x, call.out) for x in (input, other))
     return reduced(call, input, axes(dim, input.dim()), keepdim)
 
 
@@ -203,7 +213,7 @@ def cross(call: Call, input: Tensor, other: Tensor, dim: int | None = None, **_:
     if dim is None:
         dim = call.out.shape.index(3)
     dim = dim % call.out.dim() - call.out.dim()
-    verdict = elementwise(call, input, other)
+    verdict = call.agreed(aligned(x, call.out) for x in (input, other))
     if isinstance(verdict, Track) and verdict.axis == call.out.dim() + dim:
         return call.over(call.out, verdict.axis)
     return verdict

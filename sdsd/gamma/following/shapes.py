@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .places import rows_at, single_at
+from .places import piece, rows_at, single_at
 from .table import FUNCTIONAL, RULES, SECOND_ALLOWED, TORCH, Call, called, register, register_property
 from .tracks import Part, Track, Verdict, track_of
 
@@ -156,14 +156,6 @@ def repeat_interleave(call: Call, input: Tensor, repeats: Any = None, dim: int |
     if isinstance(repeats, Tensor) and repeats.numel() != 1:
         return call.mixed(f"by a list along the samples (dimension {dim} of shape {tuple(input.shape)})")
     return Track(dim, track.outer, track.inner * (call.out.shape[dim] // max(1, length)))
-
-
-def piece(track: Track, start: int, length: int, n: int) -> Track | None:
-    """Positions start … start + length along the samples: whole runs through the batch, or None."""
-    run = n * track.inner
-    if run == 0 or start % run or length % run or length == 0:
-        return None
-    return Track(track.axis, length // run, track.inner)
 
 
 def pieces(call: Call, input: Tensor, dim: int) -> Any:

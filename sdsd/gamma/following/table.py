@@ -137,6 +137,14 @@ class Call:
         return self.agreed(verdicts)
 
 
+def aligned(x: Tensor, out: Tensor) -> Verdict:
+    """Where an operand's samples are in an output that it is broadcast to."""
+    track = track_of(x)
+    if not isinstance(track, Track):
+        return track
+    return Track(track.axis + out.dim() - x.dim(), track.outer, track.inner)
+
+
 def batched(x: Any, core: Iterable[Any]) -> list[Any]:
     """Labels of a tensor: the last dimensions are `core`, those before them are counted from the right."""
     core = list(core)

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,9 +20,11 @@ from ..stats import GammaStats
 from .arrivals import Arrivals
 from .averages import StepSource
 from .marks import Marks
-from .meter import Meter
 from .parameters import Parameters
-from .session import Session
+
+if TYPE_CHECKING:
+    from .meter import Meter
+    from .session import Session
 
 LOGGER = logging.getLogger("sdsd.gamma")
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..history import GammaHistory
 from ..stats import GammaStats
-from .meter import Meter
 from .parameters import Parameters
 from .results import Results
-from .session import Session
+
+if TYPE_CHECKING:
+    from .meter import Meter
+    from .session import Session
 
 
 class Readings:

@@ -21,16 +21,7 @@ from torch import Tensor, nn
 from ...models import compiled_parts, intercepted
 from ..following import Track, Verdict
 from ..layers import UnsupportedError, begin_tracing
-from ..uses import (
-    Leaf,
-    Measuring,
-    Operand,
-    Pass,
-    Plan,
-    carrying,
-    settle,
-    through_compiled,
-)
+from ..uses import Leaf, Measuring, Operand, Pass, Plan, carrying, settle, through_compiled
 from .inputs import capturing, hear, read_inputs
 from .leftovers import Leftovers
 from .marks import Marks
@@ -267,6 +258,12 @@ class Session:
         self.marks.unwatch()
         self.operands.clear()
         self.plans.clear()
+
+    def keep_to_shapes(self) -> None:
+        """Where .data took another shape, the node that is kept, which adds to .grad, refuses it: let go of all."""
+        for held in self.operands.values():
+            if held.tensor.shape != held.shape:
+                return self.forget()
 
     def _note_empty(self, ledger: Pass) -> None:
         if not self.pauses:

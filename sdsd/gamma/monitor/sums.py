@@ -5,7 +5,7 @@ Of parameters on a CPU they stay numbers of the host: operations of torch on so 
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from ..layers import UnsupportedError, Watcher
 from ..uses import FEW, SAFE, Pass, square_norm, wide
 from .metric import Metric
 from .parameters import Parameters
-from .session import Session
+
+if TYPE_CHECKING:
+    from .session import Session
 
 Vector: TypeAlias = "list[float] | Tensor"
 """One number a covered parameter: of the host, or in float64 on a device."""

@@ -4,7 +4,8 @@
 file               what is inside
 =================  =====================================================================================================
 `measuring.py`     the mode that sees every torch call of a forward pass: follows samples, hands uses to rules
-`calls.py`         what sort a function of torch is of, what a call holds
+`calls.py`         what sort a function of torch is of
+`tensors.py`       the tensors that a call holds, or what a model is given
 `checkpoints.py`   second runs of checkpointed functions
 `rules/`           one rule an operation: what a sample's gradient is made of
 `opaque.py`        compiled parts and transforms of torch.func, into which the mode cannot look
@@ -24,16 +25,15 @@ use.watch, use.Use.fire, use.Use._deliver, operand.Operand.deliver, ledger.Pass.
 these and a line in `RULES` of `rules/`.
 """
 
-from .calls import deep_tensors
 from .combining import combine
 from .convolutions import by_samples, products_win, squares_by_products
 from .ledger import Pass, carrying, settle
 from .measuring import Measuring
 from .opaque import through_compiled
-from .operand import Leaf, Operand
+from .operand import ANNOUNCED, Leaf, Operand, executes
 from .pieces import FEW, SAFE, chunks, lookup_squares, project, square_norm, sum_of_squares, wide
 from .plans import Plan
-from .use import ANNOUNCED
+from .tensors import deep_tensors
 
 __all__ = [
     "ANNOUNCED",
@@ -49,6 +49,7 @@ __all__ = [
     "chunks",
     "combine",
     "deep_tensors",
+    "executes",
     "lookup_squares",
     "products_win",
     "project",

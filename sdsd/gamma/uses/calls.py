@@ -1,8 +1,7 @@
-"""Calls of torch as the mode meets them: what sort a function is of, what a call holds."""
+"""What sort a function of torch is of, as the mode meets it in a call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -115,38 +114,3 @@ def spread(values: Any) -> list[Any]:
         else:
             parts.append(value)
     return parts
-
-
-def expands(base: Tensor, out: Tensor) -> bool:
-    """Whether repeating `base` to `out` is what expanding it would be."""
-    sizes = [1] * (out.ndim - base.ndim) + list(base.shape)
-    return all(before in (1, after) for before, after in zip(sizes, out.shape, strict=True))
-
-
-def tensors_in(args: Any, kwargs: Any) -> Iterator[Tensor]:
-    for value in args:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from tensors_in(value, {})
-    for value in kwargs.values():
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from tensors_in(value, {})
-
-
-def deep_tensors(value: Any) -> Iterator[Tensor]:
-    """Tensors in nested containers and in plain objects such as a ModelOutput."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from deep_tensors(each)
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from deep_tensors(each)
-    elif hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module, Callable)):  # type: ignore[arg-type]
-        for each in vars(value).values():
-            if isinstance(each, (Tensor, dict, tuple, list)):
-                yield from deep_tensors(each)

@@ -49,12 +49,12 @@ from .calls import (
     name_of,
     sort_of,
     spread,
-    tensors_in,
 )
 from .ledger import Pass
 from .opaque import hide_from_dynamo, transformed, user_function
 from .operand import SAMPLES, Operand, leaves_of, marked, note_source
 from .rules import RULES, any_operation, meets_a_likeness, one_by_one, spread_to_samples, spread_together, spreads
+from .tensors import tensors_in
 
 if TYPE_CHECKING:
     from ..monitor import Session
@@ -231,7 +231,7 @@ class Measuring(TorchFunctionMode):
             self._count_hidden(parameters)
             return self.follow(func, args, kwargs, func(*args, **kwargs))
         if Single in map(type, rows):
-            return self._use(func, args, kwargs, parameters, one_by_one(rows, named or apart))
+            return self._use(func, args, kwargs, parameters, one_by_one(func, rows, named or apart))
         if func is torch._grouped_mm and isinstance(apart, Mixed) and sorted_offsets(args, kwargs) is not None:
             apart = None
         if named and None in rows:

@@ -12,8 +12,8 @@ from torch.overrides import _pop_mode_temporarily
 
 from ...models import is_skipped, uncompiled
 from ..following import Mixed, layers_of, set_track, track_of
-from .calls import deep_tensors, tensors_in
 from .operand import leaves_of, marked
+from .tensors import deep_tensors, tensors_in
 
 if TYPE_CHECKING:
     from .measuring import Measuring

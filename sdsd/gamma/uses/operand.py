@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..following import track_of
-from .calls import expands, tensors_in
 from .pieces import Dense, Lookup, OwnRows, Piece, chunks, wide
+from .tensors import tensors_in
 
 if TYPE_CHECKING:
     from .ledger import Pass
@@ -24,6 +24,8 @@ SOURCE = "_sdsd_source"
 """The attribute of a computed tensor that names a simpler one it was made from: see `expanded` and `looked_up`."""
 SAMPLES = "sdsd_samples"
 """The entry in a node's metadata that says its output depends on samples."""
+ANNOUNCED = "announced"
+"""The key of the hook by which the session hears that the gradient of an output has come."""
 MOST_NODES = 5_000
 """A graph of parameters alone is small; one of more nodes is taken for one that samples went through unseen."""
 
@@ -55,7 +57,7 @@ def marked(out: Any, args: Any = ()) -> Any:
 def note_source(func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """Note what an operation on parameters alone made its output of, where that is worth knowing."""
     if (func in _EXPANDING and isinstance(out, Tensor)) or (
-        func in (Tensor.repeat, torch.tile, Tensor.tile) and isinstance(out, Tensor) and expands(args[0], out)
+        func in (Tensor.repeat, torch.tile, Tensor.tile) and isinstance(out, Tensor) and _expands(args[0], out)
     ):
         expanded(out, unexpanded_of(args[0]))
     elif func is torch.nn.functional.embedding and isinstance(out, Tensor):
@@ -65,6 +67,12 @@ def note_source(func: Any, args: Any, kwargs: Any, out: Any) -> None:
         if not frequency:
             padding = padding + table.shape[0] if padding is not None and padding < 0 else padding
             looked_up(out, table, ids, padding)
+
+
+def _expands(base: Tensor, out: Tensor) -> bool:
+    """Whether repeating `base` to `out` is what expanding it would be."""
+    sizes = [1] * (out.ndim - base.ndim) + list(base.shape)
+    return all(before in (1, after) for before, after in zip(sizes, out.shape, strict=True))
 
 
 class Leaf:
@@ -148,11 +156,11 @@ class Operand:
     `unexpanded`: gradients come with respect to what the operand is an expansion of.
     """
 
-    __slots__ = ("base", "device", "direct", "dtype", "leaves", "reached", "source", "tensor")
+    __slots__ = ("base", "device", "direct", "dtype", "leaves", "reached", "shape", "source", "tensor")
 
     def __init__(self, tensor: Tensor, leaves: list[Leaf], unexpanded: bool = False) -> None:
         self.tensor = self.base = tensor
-        self.leaves, self.dtype, self.device = leaves, tensor.dtype, tensor.device
+        self.leaves, self.dtype, self.device, self.shape = leaves, tensor.dtype, tensor.device, tensor.shape
         self.direct = tensor.grad_fn is None
         self.reached: list[Leaf] = []
         self.source = None

@@ -107,15 +107,9 @@ def collect_activations(
     run = caller(model, forward, device)
     collector = Collector(chosen, named, keep, max_bytes, neuron_dim, Padding(mask))
     report = reporter(progress, "collecting activations")
-    done = 0
     with running(model):
         for done, batch in enumerate(batches_of(loader, max_batches, report), 1):
             if done == 1 and after_nonlinearity is not False:
                 collector.look_for_nonlinearities(model, batch, run, required=bool(after_nonlinearity))
             collector.take(model, batch, run, done - 1)
-    if done == 0:
-        raise ValueError(
-            "loader: expected at least one batch, got none. A generator is empty after its first reading; pass a list "
-            "or a DataLoader."
-        )
     return collector.finished()

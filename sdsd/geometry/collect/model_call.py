@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..._progress import Report
-from ...models import check_model
+from ...models import check_model, unwritten
 from ..arrays import usable_device
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -42,14 +42,21 @@ def check_loader(loader: Any, max_batches: int | None) -> int | None:
     return checks.check_count(max_batches, "max_batches", optional=True)
 
 
-def batches_of(loader: Iterable[Any], max_batches: int | None, report: Report) -> Iterator[Any]:
-    """The batches of a loader, at most so many; `report` hears of each when the next is asked for."""
-    total = _length(loader, max_batches) or 0
+def batches_of(loader: Iterable[Any], max_batches: int | None, report: Report | None = None) -> Iterator[Any]:
+    """The batches of a loader, at most so many; `report` hears of each when the next is asked for. ValueError where
+    there is none."""
+    total, done = _length(loader, max_batches) or 0, 0
     for done, batch in enumerate(loader, 1):
         yield batch
-        report(done, max(done, total))
+        if report is not None:
+            report(done, max(done, total))
         if done == max_batches:
             break
+    if done == 0:
+        raise ValueError(
+            "loader: expected at least one batch, got none. A generator is empty after its first reading; pass a list "
+            "or a DataLoader."
+        )
 
 
 def _length(loader: Iterable[Any], max_batches: int | None) -> int | None:
@@ -108,7 +115,8 @@ def _shape_of(batch: Any) -> str:
 def run_batch(model: nn.Module, batch: Any, run: Forward, number: int) -> Any:
     """What the model gives for a batch; ValueError where it does not run on it."""
     try:
-        return run(model, batch)
+        with unwritten(batch):  # the first is read twice, and others may be by another call
+            return run(model, batch)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

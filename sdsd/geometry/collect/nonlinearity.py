@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ...models import place_of
 from .choice import Path, Reading, Step
 from .function_names import (
     ADD_A_PRODUCT,
@@ -168,12 +169,8 @@ class ReadersFollower(TorchFunctionMode):
 
     def _changed_in_place(self, target: Tensor, step: Step) -> None:
         """Tensors that share memory with one that is written are other values now."""
-        place = target.untyped_storage().data_ptr()
-        sharing = [
-            (tensor, items)
-            for tensor, items in list(self.followed.items())
-            if tensor.untyped_storage().data_ptr() == place
-        ]
+        place = place_of(target)
+        sharing = [(tensor, items) for tensor, items in list(self.followed.items()) if place_of(tensor) == place]
         whole = {each.reading for _, items in sharing for each in items if not each.moved}
         for tensor, items in sharing:
             for each in items:

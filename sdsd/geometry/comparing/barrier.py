@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from sdsd_kernels import checks
 
 from ..._drawing import figure_and_axes
 from ..._progress import Progress, reporter
-from ...models import evaluating
+from ...models import copy_of, evaluating
 from ..merging import LossFunction, Sensitivity, as_sensitivity, single_number
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -127,7 +126,7 @@ def loss_barrier(
     check_alike(model_a, model_b)
     report = reporter(progress, "loss barrier")
     shares = [place / (points - 1) for place in range(points)]
-    between, losses = copy.deepcopy(model_a), []
+    between, losses = copy_of(model_a), []
     for done, share in enumerate(shares, 1):
         _move(between, model_a, model_b, share)
         if 0 < share < 1:

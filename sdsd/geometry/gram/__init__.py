@@ -3,7 +3,8 @@
 ==================  ================================================================================================
 `accumulator.py`    `GramAccumulator`: batches summed, merged, saved
 `layout.py`         what it keeps where, and how much is computed at a time
-`sums.py`           the sums, and how batches and other sums are added
+`sums.py`           the sums
+`adding.py`         how batches and other sums are added to them
 `collectives.py`    sums over several ranks
 `results.py`        norms and whole matrices from sums
 `checkpoints.py`    sums as tensors and plain values, and back

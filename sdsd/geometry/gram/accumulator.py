@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,13 @@ from sdsd_kernels import checks
 
 from ..._progress import Progress, Report, reporter
 from ..arithmetic import plain_arithmetic
+from .adding import add_rows, buffer_rows, merge_sums, nothing, warn_of_nonfinite
 from .checkpoints import loaded, saved
 from .collectives import agreed, reduced
 from .layout import Plan
 from .ranks import check_group
 from .results import expanded, inverse_norms, products, squares, units
-from .sums import Sums, add_rows, buffer_rows, merge_sums, newly_nonfinite, nothing
+from .sums import Sums
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,8 +123,7 @@ class GramAccumulator:
     @property
     def nonfinite(self) -> Tensor:
         """True for neurons that had a NaN or an infinity; their rows and columns are NaN.  # shape: (n,)"""
-        with plain_arithmetic(self.device):
-            self._settle_and_look()
+        with self._result():
             return self._sums.nonfinite.clone()
 
     def reset(self) -> None:
@@ -160,7 +160,7 @@ class GramAccumulator:
             known = self._sums.nonfinite
             self._take(rows, samples, report)
             if not self._plan.through_kernel():
-                self._warn(known)
+                warn_of_nonfinite(self._sums.nonfinite & ~known, stacklevel=2)
 
     def _take(self, rows: Tensor, samples: int, report: Report) -> None:
         """Add samples, or let them wait."""
@@ -168,8 +168,7 @@ class GramAccumulator:
             if self._sums.waiting + samples > self._plan.part:
                 self._settle()
             if self._buffer is None:
-                shape = self._plan.part, self.n
-                self._buffer = torch.empty(shape, dtype=self.dtype, device=self.device)
+                self._buffer = torch.empty((self._plan.part, self.n), dtype=self.dtype, device=self.device)
             self._sums = buffer_rows(self._plan, self._sums, rows, self._buffer)
             report(1, 1)
         else:
@@ -186,9 +185,7 @@ class GramAccumulator:
         if not isinstance(other, GramAccumulator):
             raise TypeError(f"other: expected a GramAccumulator, got {type(other).__name__}.")
         self._plan.require_same(other._plan)
-        with plain_arithmetic(self.device):
-            self._settle_and_look()
-            other._settle_and_look()
+        with self._result(), other._result():
             if other._sums.samples:
                 self._commit(merge_sums(self._plan, self._sums, other._sums, self._fresh_gram))
 
@@ -209,8 +206,7 @@ class GramAccumulator:
         """
         report = reporter(progress, "GramAccumulator.all_reduce")
         check_group(group)
-        with plain_arithmetic(self.device):
-            self._settle_and_look()
+        with self._result():
             counts, rows = agreed(self._plan, self._sums.samples, group)
             self._commit(
                 reduced(self._plan, self._sums, counts, rows, group=group, fresh=self._fresh_gram, report=report)
@@ -244,7 +240,7 @@ class GramAccumulator:
         report = reporter(progress, "GramAccumulator.cosine_matrix")
         checks.check_choice(zero, "zero", checks.ZERO_POLICIES)
         checks.check_dtype(out_dtype, "out_dtype")
-        with plain_arithmetic(self.device):
+        with self._result():
             shift = self._shift(center)
             square = squares(self._plan, self._sums, shift)
             inverse_norm = inverse_norms(square, zero, centred=self.center and shift is None)
@@ -281,7 +277,7 @@ class GramAccumulator:
 
     def _gram(self, center: bool | None, exponent: Tensor | None = None) -> Tensor:
         """`gram` of neurons divided by 2^exponent; None: as they are, and what leaves float64's range is refused."""
-        with plain_arithmetic(self.device):
+        with self._result():
             shift = self._shift(center)
             self._spare = None  # makes room for the result
             return products(self._plan, self._sums, shift, exponent)
@@ -312,7 +308,7 @@ class GramAccumulator:
 
         At most float64's largest number. `center` and errors as in `cosine_matrix`.
         """
-        with plain_arithmetic(self.device):
+        with self._result():
             shift = self._shift(center)
             norms = squares(self._plan, self._sums, shift).sqrt() * units(self._sums)
             return norms.clamp_max_(torch.finfo(torch.float64).max)
@@ -324,7 +320,7 @@ class GramAccumulator:
             ValueError: no samples, or the accumulator does not centre, so that it keeps no means.
         """
         self._plan.need_center("means")
-        with plain_arithmetic(self.device):
+        with self._result():
             self._shift(None)
             poison = torch.where(squares(self._plan, self._sums, None).isnan(), math.nan, 1.0)
             assert self._sums.mean is not None
@@ -336,8 +332,7 @@ class GramAccumulator:
         "gram" holds the upper triangle row by row, n (n+1) / 2 float64 numbers, in units of 2^(e_i + e_j) with e in
         "exponent". Copies: later updates do not change it.
         """
-        with plain_arithmetic(self.device):
-            self._settle_and_look()
+        with self._result():
             return saved(self._plan, self._sums)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -352,11 +347,6 @@ class GramAccumulator:
         with plain_arithmetic(self.device):
             self._commit(loaded(self._plan, state, self._fresh_gram))
 
-    def _warn(self, known: Tensor) -> None:
-        new = self._sums.nonfinite & ~known
-        if bool(new.any()):
-            warnings.warn(newly_nonfinite(new), RuntimeWarning, stacklevel=3)
-
     def _settle(self) -> None:
         """Take waiting samples into the sums."""
         waiting = self._sums.waiting
@@ -365,15 +355,23 @@ class GramAccumulator:
             rows = self._buffer[:waiting].T
             self._commit(add_rows(self._plan, self._sums, rows, self._fresh_gram, reporter(False, "")))
 
-    def _settle_and_look(self) -> None:
-        """As `_settle`, and find out which neurons are not finite, where kernels have not looked."""
-        self._settle()
-        sums = self._sums
-        if sums.gram is not None and self._plan.through_kernel():
-            # A sum cannot lose a NaN or an infinity.
-            known = sums.nonfinite
-            self._sums = replace(sums, nonfinite=known | ~self._plan.triangle.diagonal(sums.gram).isfinite())
-            self._warn(known)
+    @contextmanager
+    def _result(self) -> Iterator[None]:
+        """What a result is made in: waiting samples are taken in, and, where kernels have not looked, neurons that are
+        not finite are known; the warning of these waits for the device, so it comes when all else is under way."""
+        with plain_arithmetic(self.device):
+            self._settle()
+            sums, new = self._sums, None
+            if sums.gram is not None and self._plan.through_kernel():
+                # A sum cannot lose a NaN or an infinity.
+                nonfinite = sums.nonfinite | ~self._plan.triangle.diagonal(sums.gram).isfinite()
+                new = nonfinite & ~sums.nonfinite
+                self._sums = replace(sums, nonfinite=nonfinite)
+            try:
+                yield
+            finally:
+                if new is not None:
+                    warn_of_nonfinite(new, stacklevel=4)
 
     def _commit(self, sums: Sums) -> None:
         # The order matters: at no time may the spare buffer be the one that holds the sums.
@@ -392,7 +390,6 @@ class GramAccumulator:
         """√n μ, whose products turn centred sums into others; None where T is what is asked for.  # shape: (n,)"""
         if not self.samples:
             raise ValueError("GramAccumulator: expected at least one sample before a result, got none. Call update.")
-        self._settle_and_look()
         if center is None or bool(center) == self.center:
             return None
         self._plan.need_center("center=True")

@@ -2,13 +2,18 @@
 
 ======================  ================================================================================================
 `consumers.py`          which layers read a layer's neurons, and what stands in the way
+`layers.py`             a layer by its name
+`group.py`              the group that its neurons belong to
 `merge.py`              pairs merged inside a `with` block
+`merger.py`             what each rule of merging writes, and what it needs
+`edits.py`              pairs, checked, and what is written where
 `consolidate.py`        the same for good: a smaller network
+`cutting.py`            neurons taken out of a copy
 `norms.py`              norms over all neurons, where some were merged for good
 `whole_model.py`        the same for all layers of a model, by a threshold or to a budget
-`planning.py`           which of their neurons, heads and experts are to go
-`plan.py`               that as a plan, to be read, kept and carried out
-`model_report.py`       what was done, a row a layer; `model_page.py`: as a page
+`planning.py`           which of their neurons, heads and experts are to go; `rows.py`: which may
+`plan.py`               that as a plan, to be read, kept and carried out; `layer_plan.py`: a row of it
+`reports.py`            what was done, to a layer or to a model; `model_page.py`: as a page
 `group_activations.py`  what the readers of a group get
 `experts.py`            experts of a mixture: how alike they are, two of them made one
 `expert_removal.py`     experts taken out, with their rows of the router
@@ -17,10 +22,11 @@
 `biopsy.py`             what merging near, random and far pairs does to the loss
 `pair_source.py`        where those pairs come from
 `cost.py`               the weights that read a layer's neurons, for what a merge costs
+`foretold.py`           what a merge will change, from these and products of activations
 `measurements.py`       measurements that a later call resumes
 `sensitivity.py`        the losses they are measured by
 `plasticity.py`         whether a merged network learns on as well
-`controls.py`           networks and data that an effect must not survive
+`controls.py`           networks and data that an effect must not survive, and how they are trained
 ======================  ================================================================================================
 
 One biopsy, in the order to read it::
@@ -29,26 +35,31 @@ One biopsy, in the order to read it::
                         consumers.consumers                  which layers read the neurons
                         pair_source.PairSource.pairs         near, random and far pairs
                         biopsy._Measure.__call__             one merge: what it does to the loss
-                        merge.Merger.edits, merge.applied    weights as they are when the pair is one, and back again
+                        merger.Merger.edits, edits.applied   weights as they are when the pair is one, and back again
                         biopsy._ratio                        far over near, with its interval
 """
 
 from .biopsy import COHORTS, Biopsy, Cohort, MassConsolidation, biopsy, mass_consolidation
 from .config import ConfigFit, fit_config
-from .consolidate import Consolidation, consolidate, remove_neurons
-from .consumers import Consumers, consumers, dense_layer
-from .controls import Training, shuffled_pixels, trained, untrained, weight_cosine
+from .consolidate import consolidate, remove_neurons
+from .consumers import consumers
+from .controls import Training, sgd_training, shuffled_pixels, trained, untrained, weight_cosine
 from .cost import outgoing_weights
+from .edits import tensor_of
 from .expert_removal import remove_experts
 from .experts import consolidate_experts, expert_cosine, merge_experts
+from .group import Consumers
 from .group_activations import group_activations
+from .layer_plan import LayerPlan, PlannedPair
+from .layers import dense_layer
 from .measurements import Measurements, fingerprint
-from .merge import How, merge, tensor_of
-from .model_report import LayerReport, ModelConsolidation
+from .merge import merge
+from .merger import How
 from .norms import RepeatedNorm
-from .plan import ConsolidationPlan, LayerPlan, PlannedPair
+from .plan import ConsolidationPlan
 from .planning import plan_consolidation
-from .plasticity import Plasticity, plasticity, sgd_training
+from .plasticity import Plasticity, plasticity
+from .reports import Consolidation, LayerReport, ModelConsolidation
 from .sensitivity import (
     LossFunction,
     Sensitivity,

@@ -19,8 +19,9 @@ from ..._progress import Progress, reporter
 from ...models import untouched
 from ..cosines import NeuronPair
 from .consumers import consumers
+from .edits import IndexPairs, applied
 from .measurements import Key, Measurements, fingerprint, resumed
-from .merge import How, IndexPairs, Merger, absorption_from, applied
+from .merger import How, Merger, absorption_from
 from .pair_source import PairSource
 from .sensitivity import LossFunction, Sensitivity, as_sensitivity, single_number
 

@@ -2,89 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdsd_kernels import checks
 
-from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, first_line, fit_sizes, is_fitted
-from ...models import evaluating, untouched
-from .consumers import Consumers, consumers
-from .cost import foretold_change, products_of
-from .merge import (
-    How,
-    IndexPairs,
-    Merger,
-    Pairs,
-    absorption_from,
-    added,
-    applied,
-    apply,
-    check_how,
-    checked_neurons,
-    part_tensor,
-    refuse_tied,
-)
-from .norms import REPEAT, Norms, RepeatedNorm, refuse_across_groups, repeat_norms, with_norms_apart
-from .proof import outcome, prove, zeroed
+from .consumers import consumers
+from .cutting import copied, cut, given_back, shrink, sizes_of_model
+from .edits import Pairs, applied, apply, checked_neurons
+from .foretold import foretold_change, products_of
+from .group import Consumers
+from .merger import How, Merger, absorption_from, check_how, refuse_tied
+from .norms import REPEAT, Norms, refuse_across_groups, repeat_norms, with_norms_apart
+from .proof import prove, zeroed
+from .reports import Consolidation
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-@dataclass(frozen=True)
-class Consolidation:
-    """What `consolidate` did. Each of the pairs of numbers is (before, after).
-
-    Attributes:
-        layer: name of the layer.
-        how: "mean" | "act" | "absorb"; "" where neurons were removed without merging.
-        pairs: the merged pairs.
-        removed: indices, in the old layer, of neurons that are gone.
-        neurons: of the layer.
-        parameters: of the whole model.
-        flops: of matrix products and convolutions in one forward pass over the example input, a multiplication and
-            an addition counting two; None without one.
-        compared: whether the smaller network was run beside the merged one, and agreed to rounding.
-        foretold: root mean square change of what the readers get, over what they get, from activations or gram alone,
-            as `merge_cost` foretells it; None where neither was given.
-    """
-
-    layer: str
-    how: How | Literal[""]
-    pairs: tuple[tuple[int, int], ...]
-    removed: tuple[int, ...]
-    neurons: tuple[int, int]
-    parameters: tuple[int, int]
-    flops: tuple[int, int] | None
-    compared: bool
-    foretold: float | None = None
-
-    def __str__(self) -> str:
-        done = f"{len(self.pairs)} pairs merged (how={self.how!r})" if self.how else "neurons removed"
-        flops = "not counted (pass example_input)" if self.flops is None else _change(self.flops)
-        return (
-            f"{self.layer!r}: {done}\n  neurons    {_change(self.neurons)}\n"
-            f"  parameters {_change(self.parameters)}\n  FLOPs      {flops}"
-            + (
-                ""
-                if self.foretold is None
-                else f"\n  readers    get values that differ by {self.foretold:.2%}, foretold (root mean square)"
-            )
-            + (f"\n  outputs    {outcome(self.compared)}" if self.compared or self.removed else "")
-        )
-
-
-def _change(numbers: tuple[int, int]) -> str:
-    before, after = numbers
-    percent = f" (−{100 * (before - after) / before:.1f}%)" if after != before else ""
-    return f"{before:,} → {after:,}{percent}"
 
 
 @torch.inference_mode(False)
@@ -201,18 +139,6 @@ def consolidate(
     return given_back(model, smaller, [group], inplace), replace(report, foretold=foretold)
 
 
-def shrink(smaller: nn.Module, merges: Sequence[tuple[Consumers, Merger, IndexPairs]]) -> None:
-    """Merge pairs in groups of a copy, then take every second neuron out."""
-    for _, merger, pairs in merges:
-        apply(merger.edits(pairs))
-    for group, merger, pairs in merges:
-        if merger.how == "mean":
-            ones = torch.ones(len(pairs.first), dtype=torch.float64)
-            for part in group.of(READER):
-                apply(added(part_tensor(smaller, part), part, pairs, ones))
-    cut(smaller, [(group, pairs.second.tolist()) for group, _, pairs in merges])
-
-
 @torch.inference_mode(False)
 def remove_neurons(
     model: nn.Module,
@@ -243,139 +169,6 @@ def remove_neurons(
     after = sizes_of_model(smaller, example_input)
     report = _report(group, "", [], removed, before=sizes, after=after, compared=compared)
     return given_back(model, smaller, [group], inplace), report
-
-
-def copied(model: nn.Module, groups: Sequence[Consumers], sharing: bool) -> nn.Module:
-    """A copy to be cut; with `sharing` it has every tensor that is not cut in common with the model."""
-    memo: dict[int, Any] = {}
-    if sharing:
-        touched = {id(part_tensor(model, part)) for group in groups for part in group.parts}
-        memo = {id(each): each for each in (*model.parameters(), *model.buffers()) if id(each) not in touched}
-    for module in model.modules():  # what pruning and weight norm compute before each call has a graph behind it
-        computed = [each for each in vars(module).values() if isinstance(each, Tensor) and not each.is_leaf]
-        memo.update({id(each): each.detach().clone() for each in computed})
-    return copy.deepcopy(model, memo)
-
-
-def _holders(model: nn.Module, groups: Sequence[Consumers]) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """Every place of a tensor that removal cuts: a tensor may have several names."""
-    touched = {id(part_tensor(model, part)) for group in groups for part in group.parts}
-    for module in model.modules():
-        for name, tensor in _tensors_of(module).items():
-            if id(tensor) in touched:
-                yield module, name, tensor
-
-
-def given_back(model: nn.Module, smaller: nn.Module, groups: Sequence[Consumers], inplace: bool) -> nn.Module:
-    """The smaller network; in place, the model with its tensors and sizes."""
-    if not inplace:
-        return smaller
-    others = dict(smaller.named_modules(remove_duplicate=False))
-    touched = {id(tensor) for _, _, tensor in _holders(model, groups)}
-    attributes = [attribute for group in groups for attribute in group.attributes]
-    sized = {attribute.module for attribute in attributes}
-    configured = {(each.module, each.name.rpartition(".")[0]) for each in attributes}
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(others[path], RepeatedNorm) and not isinstance(module, RepeatedNorm):
-            holder, _, name = path.rpartition(".")
-            setattr(model.get_submodule(holder), name, others[path])
-            continue
-        if isinstance(others[path], FewerHeads):
-            module.__class__ = FewerHeads
-            sized.add(path)
-        mine = [name for name, tensor in _tensors_of(module).items() if id(tensor) in touched]
-        for name in mine:
-            setattr(module, name, getattr(others[path], name))
-        if mine or path in sized:
-            for name, value in vars(others[path]).items():
-                if (isinstance(value, (int, tuple)) and name != "training") or (path, name) in configured:
-                    setattr(module, name, value)
-    return model
-
-
-def cut(model: nn.Module, removals: Sequence[tuple[Consumers, list[int]]]) -> None:
-    """Remove the entries of these neurons from every tensor that has some, and from the sizes that modules state."""
-    groups = [group for group, removed in removals if removed]
-    holders = list(_holders(model, groups))
-    modules = {id(module): module for module, _, _ in holders}
-    shapes = {
-        key: {name: tuple(each.shape) for name, each in _tensors_of(module).items()} for key, module in modules.items()
-    }
-    kept: dict[tuple[int, int], Tensor] = {}
-    attributes: list[tuple[Attribute, int]] = []
-    for group, removed in removals:
-        gone = torch.tensor(removed, dtype=torch.long)
-        for part in group.parts if removed else ():
-            key, stays = (id(part_tensor(model, part)), part.dim), ~torch.isin(part.units, gone)
-            kept[key] = kept.get(key, stays) & stays
-        for attribute in group.attributes if removed else ():
-            attributes.append((attribute, int((~torch.isin(attribute.units, gone)).sum())))
-    made: dict[int, Tensor] = {}
-    for module, name, tensor in holders:
-        if id(tensor) not in made:
-            fewer = tensor.detach()
-            for (owner, dim), stays in kept.items():
-                if owner == id(tensor):
-                    fewer = fewer.index_select(dim, stays.nonzero().flatten().to(tensor.device))
-            fewer = fewer.contiguous()
-            is_parameter = isinstance(tensor, nn.Parameter)
-            made[id(tensor)] = nn.Parameter(fewer, requires_grad=tensor.requires_grad) if is_parameter else fewer
-        setattr(module, name, made[id(tensor)])
-    for module in model.modules():
-        if type(module) is nn.MultiheadAttention and {id(module), id(module.out_proj)} & modules.keys():
-            module.__class__ = FewerHeads
-            fit_sizes(module, {})
-    for place, module in modules.items():
-        fit_sizes(module, shapes[place])
-    for attribute, left in attributes:
-        module = model.get_submodule(attribute.module)
-        if not is_fitted(module, attribute.name):
-            _fit_attribute(module, attribute, left)
-
-
-def _fit_attribute(module: Any, attribute: Attribute, left: int) -> None:
-    """The number in proportion; a configuration becomes the module's own, for others share it."""
-    owner, _, name = attribute.name.rpartition(".")
-    if owner:
-        setattr(module, owner, copy.copy(getattr(module, owner)))
-        module = getattr(module, owner)
-    setattr(module, name, getattr(module, name) * left // len(attribute.units))
-
-
-def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    stores = (module._parameters, module._buffers)
-    return {name: each for store in stores for name, each in store.items() if each is not None}
-
-
-def sizes_of_model(model: nn.Module, example_input: Any) -> tuple[int, int | None]:
-    """Parameters, and FLOPs of one forward pass where there is an example; ValueError for one that does not run."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    if example_input is None:
-        return parameters, None
-    arguments, named = as_arguments(example_input)
-    counter = _Flops()
-    try:
-        with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), counter, Plain():
-            model(*arguments, **named)
-    except Exception as error:
-        reason = f"the network does not run on example_input ({type(error).__name__}: {first_line(error)})"
-        raise ValueError(f"consolidation: {reason}. With check=True the error says where it stops.") from error
-    return parameters, counter.total
-
-
-class _Flops(TorchDispatchMode):
-    """Counts as `torch.utils.flop_counter` does, whose own mode hooks modules and fails on views of parameters."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        from torch.utils.flop_counter import flop_registry
-
-        out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            self.total += count(*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 def _report(

@@ -1,10 +1,10 @@
-"""What a finding about geometry is held against: networks and pairs in which it should not show."""
+"""What a finding about geometry is held against, networks and pairs in which it should not show; and plain training."""
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from sdsd_kernels import checks, cosine_matrix
 
 from ...graphs import row_dim
-from .consumers import dense_layer
-from .merge import tensor_of
+from ...models import copy_of
+from .edits import tensor_of
+from .layers import dense_layer
+from .sensitivity import LossFunction, from_torch, takes_outputs
 
 Training = Callable[[nn.Module], Iterable[object]]
 """A generator function: it trains the model it is given and yields after each epoch."""
@@ -32,7 +34,7 @@ def untrained(model: nn.Module, seed: int = 0) -> nn.Module:
     Raises:
         ValueError: parameters of a module without `reset_parameters` (a class token, say), which are named.
     """
-    fresh = copy.deepcopy(model)
+    fresh = copy_of(model)
     kept: list[str] = []
     with torch.random.fork_rng(devices=cuda_devices(model)):
         torch.manual_seed(checks.check_integer(seed, "seed"))
@@ -68,12 +70,46 @@ def trained(model: nn.Module, train: Training, epochs: int, seed: int = 0) -> nn
         TypeError: `seed` is no int.
         ValueError: `epochs` is no whole number, 0 or more.
     """
-    network = copy.deepcopy(model)
+    network = copy_of(model)
     with torch.random.fork_rng(devices=cuda_devices(model)):
         torch.manual_seed(checks.check_integer(seed, "seed"))
         for _ in itertools.islice(train(network), epochs):
             pass
     return network
+
+
+def sgd_training(
+    loader: Iterable[Any], loss_fn: LossFunction, lr: float = 0.05, momentum: float = 0.9, weight_decay: float = 0.0
+) -> Training:
+    """Plain training with momentum SGD, as `plasticity` and `trained` take it.
+
+    Args:
+        loader: any iterable of batches that can be read again and again.
+        loss_fn: (model, batch) → the batch's mean loss.
+        lr, momentum, weight_decay: of torch.optim.SGD.
+
+    Raises:
+        TypeError: a loss of torch.nn, which takes outputs and targets.
+    """
+    if from_torch(loss_fn):
+        raise takes_outputs(loss_fn)
+
+    def train(model: nn.Module) -> Iterator[None]:
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(trainable, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        while True:
+            model.train()
+            steps = 0
+            for batch in loader:
+                optimizer.zero_grad()
+                loss_fn(model, batch).backward()
+                optimizer.step()
+                steps += 1
+            if steps == 0:
+                raise ValueError("loader: expected at least one batch, got none. Pass a list or a DataLoader.")
+            yield
+
+    return train
 
 
 def shuffled_pixels(images: Tensor, seed: int = 0) -> Tensor:

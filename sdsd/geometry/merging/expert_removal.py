@@ -13,9 +13,10 @@ from torch.overrides import TorchFunctionMode
 from sdsd_kernels import checks
 
 from ...graphs import WRITER, Part, fit_sizes
-from .consolidate import copied
+from ...models import place_of
+from .cutting import copied
+from .edits import Edit, applied, part_tensor
 from .experts import count_of, holder_of
-from .merge import Edit, applied, part_tensor
 from .proof import prove
 
 TOP = ("top_k", "topk", "num_experts_per_tok", "num_experts_per_token")
@@ -212,8 +213,8 @@ class _Without(TorchFunctionMode):
         return out
 
     def _has_weight(self, given: Any) -> bool:
-        known = {each.untyped_storage().data_ptr() for each in self.weights}
-        return any(isinstance(each, Tensor) and each.untyped_storage().data_ptr() in known for each in given)
+        known = {place_of(each) for each in self.weights}
+        return any(isinstance(each, Tensor) and place_of(each) in known for each in given)
 
 
 @contextmanager

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..._progress import Progress, reporter
-from ...models import plainly, restored, running
+from ...models import copy_of, plainly, running, unwritten
 from ..arithmetic import widened
 from ..collect import Forward, batches_of, caller, check_loader
 from ..gram import GramAccumulator
-from .merge import Edit, Pairs, apply, checked_pairs
+from .edits import Edit, Merging, Pairs, apply, checked_pairs
 
 
 def expert_cosine(
@@ -78,7 +77,9 @@ def merge_experts(model: nn.Module, experts: str, pairs: Pairs) -> AbstractConte
     Raises:
         TypeError, ValueError: as `expert_cosine` and `merge`; experts of different shapes.
     """
-    return _merged(model, _edits(model, experts, pairs))
+    checked = torch.stack(checked_pairs(pairs, count_of(holder_of(model, experts))), 1)
+    _edits(model, experts, checked)  # what cannot be merged is refused now
+    return Merging(model, lambda: _edits(model, experts, checked))
 
 
 def consolidate_experts(model: nn.Module, experts: str, pairs: Pairs, *, inplace: bool = False) -> nn.Module:
@@ -91,16 +92,9 @@ def consolidate_experts(model: nn.Module, experts: str, pairs: Pairs, *, inplace
     Returns:
         The merged model.
     """
-    changed = model if inplace else copy.deepcopy(model)
+    changed = model if inplace else copy_of(model)
     apply(_edits(changed, experts, pairs))
     return changed
-
-
-@contextmanager
-def _merged(model: nn.Module, edits: list[Edit]) -> Iterator[nn.Module]:
-    with restored(model):
-        apply(edits)
-        yield model
 
 
 def _edits(model: nn.Module, experts: str, pairs: Pairs) -> list[Edit]:
@@ -169,7 +163,8 @@ def _tokens(model: nn.Module, holder: nn.Module, run: Forward, batch: Any) -> Te
 
     hooks = [module.register_forward_pre_hook(take, with_kwargs=True) for module in watched]
     try:
-        run(model, batch)
+        with unwritten(batch):
+            run(model, batch)
     finally:
         for hook in hooks:
             hook.remove()

@@ -15,10 +15,11 @@ from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
 from ...graphs import CONVOLUTIONS, READER, TIED, listening
-from ...models import plainly, running
+from ...models import plainly, running, unwritten
 from ..collect import Forward, LayerActivations, Mask, ModelCall, Padding, batches_of, caller, check_loader
 from ..gram import GramAccumulator
-from .consumers import Consumers, consumers
+from .consumers import consumers
+from .group import Consumers
 
 READERS, MEMBERS = "readers", "members"
 NOT_READ = (
@@ -84,7 +85,7 @@ def read_twice(loader: Iterable[Any], max_batches: int | None) -> Iterable[Any]:
 def example_of(model: nn.Module, loader: Iterable[Any]) -> Any:
     """The first batch of a loader, as the model is called on it."""
     call = ModelCall(model, None)
-    batch = next(iter(loader), None)
+    batch = next(batches_of(loader, 1))
     if isinstance(batch, (tuple, list)) and batch:
         batch = batch[0]
     if isinstance(batch, Mapping):
@@ -114,7 +115,7 @@ def collect_groups(
     with plainly(model), running(model):
         for done, batch in enumerate(batches_of(loader, max_batches, report), 1):
             padding.start(batch, done - 1)
-            with _hearing(model, stores, of), padding.watching():
+            with unwritten(batch), _hearing(model, stores, of), padding.watching():
                 run(model, batch)
     ran = [store for store in stores if all_run or store.sums is not None]
     notes = [store.note for store in ran if store.note]

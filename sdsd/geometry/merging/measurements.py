@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...models import entries_of
+
 LOGGER = logging.getLogger("sdsd.geometry")
 Key = tuple[tuple[int, int], ...]
 
@@ -118,7 +120,8 @@ def fingerprint(model: nn.Module) -> str:
     for name, tensor in {**model.state_dict(), **dict(model.named_buffers())}.items():
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            for part in [tensor] if tensor.layout == torch.strided else entries_of(tensor):
+                digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...graphs import BETWEEN, TIED, Norm
-from .consumers import Consumers
-from .merge import IndexPairs
+from .edits import IndexPairs
+from .group import Consumers
 
 Norms = Literal["refuse", "repeat"]
 REPEAT = "repeat"

@@ -11,8 +11,8 @@ from sdsd_kernels import checks, disjoint_pairs
 from ..arithmetic import norms_of
 from ..arrays import alive_flags
 from ..cosines import NeuronPair, alive_from_norms, as_cosine
-from .consumers import Consumers
-from .merge import layer_rows
+from .group import Consumers
+from .merger import layer_rows
 
 if TYPE_CHECKING:
     import numpy as np

@@ -19,80 +19,20 @@ from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
 from ...models import running
-from .consolidate import copied, given_back, shrink, sizes_of_model
-from .consumers import Consumers, consumers
+from .consumers import consumers
+from .cutting import copied, given_back, shrink, sizes_of_model, to_remove
+from .edits import IndexPairs, applied, checked_pairs
 from .expert_removal import remove_experts
 from .experts import count_of, holder_of
-from .merge import How, IndexPairs, Merger, applied, checked_pairs, refuse_tied
-from .model_report import LayerReport, ModelConsolidation, table_of
-from .norms import REPEAT, Norms, repeat_norms, with_norms_apart
+from .group import Consumers
+from .layer_plan import EXPERTS, NEURONS, LayerPlan, PlannedPair
+from .merger import How, Merger
+from .norms import Norms, repeat_norms
 from .proof import prove
+from .reports import ModelConsolidation, table_of
 from .sensitivity import Sensitivity, as_sensitivity, single_number
 
-NEURONS, EXPERTS = "neurons", "experts"
 FORMAT = 1
-
-
-class PlannedPair(NamedTuple):
-    """Two neurons that are to become one; the second goes."""
-
-    first: int
-    """A neuron that stays."""
-    second: int
-    """One that goes."""
-    cosine: float
-    """Of what readers get of them."""
-    cost: float | None = None
-    """What they were chosen by, where that is the cost; None otherwise."""
-    share: float | None = None
-    """Of the second that the first takes over, for how="absorb"; None otherwise."""
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """One group of layers, or one mixture of experts.
-
-    Attributes:
-        layer: its name.
-        writers: other layers that write the same neurons.
-        kind: "neurons" | "experts".
-        neurons: how many there are.
-        pairs: which go.
-        parameters: how many fewer the model has for each that goes, about.
-        refused: why none can go; "" where some could.
-        foretold: root mean square change of what the readers get, over what they get, with these pairs merged.
-    """
-
-    layer: str
-    writers: tuple[str, ...]
-    kind: str
-    neurons: int
-    pairs: tuple[PlannedPair, ...]
-    parameters: float
-    refused: str = ""
-    foretold: float | None = None
-
-    def report(self, alone: float | None = None) -> LayerReport:
-        """The row of `ModelConsolidation`.
-
-        Args:
-            alone: as there.
-
-        Returns:
-            `LayerReport`.
-        """
-        count = len(self.pairs)
-        return LayerReport(
-            self.layer,
-            self.writers,
-            (self.neurons, self.neurons - count),
-            tuple((pair.first, pair.second) for pair in self.pairs),
-            sum(pair.cosine for pair in self.pairs) / count if count else None,
-            round(self.parameters * count),
-            self.refused,
-            self.foretold,
-            alone,
-        )
 
 
 @dataclass(frozen=True)
@@ -245,16 +185,9 @@ class ConsolidationPlan:
             for row in mixtures:
                 alone[row.layer] = _value(measure, _without_experts(model, [row], None, check=False))
                 told()
-        smaller = copied(model, groups, inplace)
-        shrink(smaller, [(merge.fewer, merge.merger(smaller), merge.pairs) for merge in merges])
-        for merge in merges:
-            if merge.fewer is not merge.group:
-                repeat_norms(smaller, merge.group, merge.pairs)
+        smaller = _smaller(model, merges, inplace)
         told()
-        compared = False
-        if check and merges:
-            parts = [part for group in groups for part in group.parts]
-            compared = prove(model, smaller, parts, _all_merged(model, merges), example_input)
+        compared = bool(check and merges) and _proved(model, smaller, merges, example_input)
         fewer = smaller
         if mixtures:
             fewer = _without_experts(smaller, mixtures, example_input, check)
@@ -306,13 +239,35 @@ def _merge_of(model: nn.Module, row: LayerPlan, plan: ConsolidationPlan, example
     return _Merge(row.layer, group, fewer, pairs, plan.how, share)
 
 
-def to_remove(model: nn.Module, group: Consumers, norms: Norms) -> Consumers:
-    """The group as neurons are taken out of it; ValueError where they cannot be."""
-    fewer = with_norms_apart(model, group) if norms == REPEAT and group.statistics else group
-    fewer.require("Removing neurons", removal=True)
-    if fewer is group:
-        refuse_tied(group, "removal")
-    return fewer
+def _smaller(model: nn.Module, merges: Sequence[_Merge], sharing: bool) -> nn.Module:
+    smaller = copied(model, [merge.group for merge in merges], sharing)
+    shrink(smaller, [(merge.fewer, merge.merger(smaller), merge.pairs) for merge in merges])
+    for merge in merges:
+        if merge.fewer is not merge.group:
+            repeat_norms(smaller, merge.group, merge.pairs)
+    return smaller
+
+
+def _proved(model: nn.Module, smaller: nn.Module, merges: Sequence[_Merge], example_input: Any) -> bool:
+    """Whether both could be compared; where they differ, the error names the layer that does so by itself."""
+    parts = [part for merge in merges for part in merge.group.parts]
+    try:
+        return prove(model, smaller, parts, _all_merged(model, merges), example_input)
+    except ValueError as error:
+        wrong = next((merge.layer for merge in merges if not _is_right(model, merge, example_input)), None)
+        if wrong is None:
+            which = "No layer's pairs do that by themselves; try fewer layers."
+        else:
+            which = f"The pairs of {wrong!r} do that by themselves; leave it out with exclude={wrong!r}."
+        raise ValueError(f"{error} {which}") from error
+
+
+def _is_right(model: nn.Module, merge: _Merge, example_input: Any) -> bool:
+    try:
+        prove(model, _smaller(model, [merge], True), merge.group.parts, _all_merged(model, [merge]), example_input)
+    except ValueError:
+        return False
+    return True
 
 
 def _same_size(row: LayerPlan, count: int) -> None:

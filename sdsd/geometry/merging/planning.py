@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import numbers
 from collections.abc import Iterable, Sequence
@@ -15,22 +14,20 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
-from ...graphs import DENSE, READER, WRITER, Groups, look
-from ...models import quantised
 from ..collect import Forward, LayerActivations, Mask, Padding, caller
 from ..cosines import disjoint_pairs, merge_cost
-from .consumers import Consumers, consumers
-from .cost import foretold_change, roots_of, unweighable, weights_of
-from .expert_removal import chosen_of, router_of
-from .experts import count_of, expert_cosine, holder_of
+from .edits import checked_pairs
+from .experts import expert_cosine
+from .foretold import foretold_change, roots_of, unweighable, weights_of
 from .group_activations import NOT_READ, READERS, collect_groups, example_of, read_twice
-from .merge import How, Merger, absorption_from, checked_pairs, part_tensor
+from .layer_plan import NEURONS, LayerPlan, PlannedPair
+from .merger import How, absorption_from
 from .norms import REPEAT, Norms, in_one_group
-from .plan import EXPERTS, NEURONS, ConsolidationPlan, LayerPlan, PlannedPair, to_remove
+from .plan import ConsolidationPlan
+from .rows import Patterns, Row, matching_groups, matching_mixtures, mixture
 from .sensitivity import LossFunction
 
 Uniform = bool | Literal["share"]
-Patterns = str | Sequence[str]
 
 
 @torch.inference_mode(False)
@@ -94,11 +91,11 @@ def plan_consolidation(
     loader = read_twice(loader, max_batches)
     example_input = example_of(model, loader) if example_input is None else example_input
     run = caller(model, forward)
-    considered = _groups(model, layers, exclude, example_input)
-    rows = [_Row.of(model, group, exclude, how, norms) for group in considered]
+    considered = matching_groups(model, layers, exclude, example_input)
+    rows = [Row.of(model, group, exclude, how, norms) for group in considered]
     if loss is not None:
         rows = [row if row.refused else row._replace(refused=unweighable(row.group)) for row in rows]
-    mixtures = [_mixture(model, name) for name in _matching_mixtures(model, experts)]
+    mixtures = [mixture(model, name) for name in matching_mixtures(model, experts)]
     able = [row for row in rows if not row.refused]
     answers: dict[str, LayerActivations] = {}
     if able:
@@ -175,135 +172,6 @@ def _check(
         checks.check_number(budget, "budget", what, above=0, below=1)
 
 
-class _Row(NamedTuple):
-    """A group or a mixture, and what is known of it before the data is read."""
-
-    layer: str
-    writers: tuple[str, ...]
-    kind: str
-    units: int
-    each: float  # parameters saved by one fewer
-    most: int  # may go
-    refused: str
-    group: Any = None
-    fewer: Any = None
-
-    @property
-    def features(self) -> int:
-        """Rows of the layer that make one neuron, or what these and the readers' columns for it are multiples of."""
-        return math.gcd(len(self.group.rows) // self.units, *(part.each for part in self.group.of(READER)))
-
-    @staticmethod
-    def of(model: nn.Module, group: Consumers, exclude: Patterns, how: How, norms: Norms) -> _Row:
-        writers = tuple(writer.name for writer in group.writers if writer.name != group.layer)
-        names = (group.layer, *writers, *(part.name for part in group.of(WRITER)))
-        refused, fewer = "", group
-        if any(_matches(name, exclude) for name in names):
-            refused = "left out"
-        else:
-            try:
-                fewer = to_remove(model, group, norms)
-                Merger(model, group, how, lambda _pairs: torch.zeros(0))
-            except ValueError as error:
-                refused = _last_line(error)
-        each = _saved(model, fewer)
-        return _Row(group.layer, writers, NEURONS, group.neurons, each, group.neurons // 2, refused, group, fewer)
-
-
-def _last_line(error: ValueError) -> str:
-    """The reason: the first of those that are listed below a headline, or all that is said."""
-    lines = str(error).splitlines()
-    return lines[1].removeprefix("- ") if len(lines) > 1 else lines[0]
-
-
-def _saved(model: nn.Module, group: Consumers) -> float:
-    """Parameters that one neuron fewer saves."""
-    tensors = [(part_tensor(model, part), part) for part in group.parts]
-    return sum(t.numel() / len(part.units) * part.each for t, part in tensors if isinstance(t, nn.Parameter))
-
-
-# ---- what matches ----------------------------------------------------------------------------------------------------
-
-
-def _listed(patterns: Patterns) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
-
-
-def _matches(name: str, patterns: Patterns) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _listed(patterns))
-
-
-def _groups(model: nn.Module, layers: Patterns, exclude: Patterns, example_input: Any) -> list[Consumers]:
-    """Each group that a matching layer belongs to, once."""
-    names = _names(model, look(model, example_input))
-    for pattern in _listed(exclude):
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"exclude: no layer that runs and has a weight matches {pattern!r}.")
-    groups: list[Consumers] = []
-    seen: set[frozenset[str]] = set()
-    for name in names:
-        if _matches(name, layers):
-            group = consumers(model, name, example_input)
-            writers = frozenset(part.name for part in group.of(WRITER)) or frozenset([name])
-            if writers not in seen:
-                seen.add(writers)
-                groups.append(group)
-    if not groups:
-        asked = ", ".join(map(repr, _listed(layers)))
-        packed = any(map(quantised, model.modules()))
-        hint = " Its weights are packed: pass the model as it was before quantisation." if packed else ""
-        raise ValueError(f"layers: no layer that runs and has a weight matches {asked}.{hint}")
-    return groups
-
-
-def _names(model: nn.Module, looks: list[Groups]) -> list[str]:
-    """Layers by name, and parameters by name where a module multiplies by several."""
-    names = []
-    for path, module in model.named_modules():
-        inside = f"{path}." if path else ""
-        if isinstance(module, DENSE):
-            if looks[0].used(f"{inside}weight"):
-                names.append(path)
-            continue
-        own = {
-            inside + name: looks[0].rows_of(inside + name)
-            for name, each in module.named_parameters(recurse=False)
-            if each.ndim > 1 and not isinstance(module, nn.Embedding)
-        }
-        written = [name for name, dims in own.items() if len(dims) == 1]
-        names += [path] if len(written) == 1 and path else written
-    return names
-
-
-def _matching_mixtures(model: nn.Module, experts: Patterns) -> list[str]:
-    names = [name for name, _ in model.named_modules() if name]
-    mixtures = []
-    for pattern in _listed(experts):
-        matching = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-        if not matching:
-            raise ValueError(f"experts: no module matches {pattern!r}.")
-        mixtures += matching
-    return list(dict.fromkeys(mixtures))
-
-
-def _mixture(model: nn.Module, name: str) -> _Row:
-    holder = holder_of(model, name)
-    count, most, refused, each = count_of(holder), 0, "", 0.0
-    try:
-        router = router_of(model, name, count)
-        most = count - max(1, chosen_of(dict(model.named_modules(remove_duplicate=False)), name, router))
-        sizes = (parameter.numel() for part in (name, router) for parameter in model.get_submodule(part).parameters())
-        each = sum(sizes) / count
-        if most == 0:
-            refused = f"each token goes to all {count} experts"
-    except ValueError as error:
-        refused = str(error)
-    return _Row(name, (), EXPERTS, count, each, min(most, count // 2), refused)
-
-
-# ---- what is chosen --------------------------------------------------------------------------------------------------
-
-
 class _Candidate(NamedTuple):
     key: float  # the least is taken first
     layer: str
@@ -311,7 +179,7 @@ class _Candidate(NamedTuple):
 
 
 def _candidates(
-    model: nn.Module, row: _Row, answer: LayerActivations, *, by: str, how: How, roots: dict[str, Tensor], to_loss: bool
+    model: nn.Module, row: Row, answer: LayerActivations, *, by: str, how: How, roots: dict[str, Tensor], to_loss: bool
 ) -> list[_Candidate]:
     able, gram, group = int(answer.alive.sum()) // 2, answer.gram(), row.group
     if not able:
@@ -345,7 +213,7 @@ def _candidates(
 _TINY = torch.finfo(torch.float64).tiny
 
 
-def _of_experts(row: _Row, cosine: Tensor) -> list[_Candidate]:
+def _of_experts(row: Row, cosine: Tensor) -> list[_Candidate]:
     if not row.most:
         return []
     pairs = disjoint_pairs(None, row.most, "nearest", cosine=cosine)
@@ -356,7 +224,7 @@ Chosen = dict[str, list[PlannedPair]]
 
 
 def _choose(
-    rows: Sequence[_Row],
+    rows: Sequence[Row],
     candidates: list[_Candidate],
     above: float | None,
     below: float | None,
@@ -379,7 +247,7 @@ def _choose(
     return _evened(rows, chosen, ordered, uniform == "share") if uniform else chosen
 
 
-def _evened(rows: Sequence[_Row], chosen: Chosen, candidates: list[_Candidate], share: bool) -> Chosen:
+def _evened(rows: Sequence[Row], chosen: Chosen, candidates: list[_Candidate], share: bool) -> Chosen:
     """Equally many pairs in layers of one kind, or the same share of them, as many as all of them have."""
     kinds: dict[tuple[int, str], dict[str, int]] = {}
     for row in rows:
@@ -395,6 +263,3 @@ def _evened(rows: Sequence[_Row], chosen: Chosen, candidates: list[_Candidate], 
         count = min([wanted, *(len(able[name]) * parts // size for name, size in sizes.items())])
         evened |= {name: pairs[: count * sizes[name] // parts] for name, pairs in able.items()}
     return evened
-
-
-__all__ = ["Patterns", "Uniform", "plan_consolidation"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +12,14 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
-from ...models import evaluating
+from ...models import copy_of, evaluating
 from ..cosines import NeuronPair
 from .consolidate import consolidate
 from .consumers import consumers
 from .controls import Training, cuda_devices
-from .merge import How
+from .merger import How
 from .pair_source import PairSource
-from .sensitivity import LossFunction, from_torch, single_number, takes_outputs
+from .sensitivity import single_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,6 +95,7 @@ def plasticity(
         TypeError, ValueError: as `biopsy`; a `train` that yields fewer than `epochs` times.
 
     Example:
+        >>> from sdsd.geometry import sgd_training
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> x, y = torch.randn(20, 3), torch.arange(20) % 2
@@ -112,7 +112,7 @@ def plasticity(
     chosen = [source.pairs(pairs, which, seed) for which in ("nearest", "random")]
     options = {"activations": activations, "gram": gram, "neuron_dim": neuron_dim, "example_input": example_input}
     copies = [consolidate(model, layer, pairing, how, remove=False, **options)[0] for pairing in chosen]
-    copies.append(copy.deepcopy(model))
+    copies.append(copy_of(model))
     report = reporter(progress, f"plasticity of {layer}")
     curves = []
     for number, network in enumerate(copies):
@@ -140,37 +140,3 @@ def _learning_curve(
                 ) from None
             with evaluating(network):
                 yield single_number(accuracy(network), "accuracy")
-
-
-def sgd_training(
-    loader: Iterable[Any], loss_fn: LossFunction, lr: float = 0.05, momentum: float = 0.9, weight_decay: float = 0.0
-) -> Training:
-    """Plain training with momentum SGD, as `plasticity` and `trained` take it.
-
-    Args:
-        loader: any iterable of batches that can be read again and again.
-        loss_fn: (model, batch) → the batch's mean loss.
-        lr, momentum, weight_decay: of torch.optim.SGD.
-
-    Raises:
-        TypeError: a loss of torch.nn, which takes outputs and targets.
-    """
-    if from_torch(loss_fn):
-        raise takes_outputs(loss_fn)
-
-    def train(model: nn.Module) -> Iterator[None]:
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.SGD(trainable, lr=lr, momentum=momentum, weight_decay=weight_decay)
-        while True:
-            model.train()
-            steps = 0
-            for batch in loader:
-                optimizer.zero_grad()
-                loss_fn(model, batch).backward()
-                optimizer.step()
-                steps += 1
-            if steps == 0:
-                raise ValueError("loader: expected at least one batch, got none. Pass a list or a DataLoader.")
-            yield
-
-    return train

@@ -18,10 +18,10 @@ from sdsd_kernels import exact_convolutions
 
 from ...graphs import READER, TIED, WRITER, Part, as_arguments, likely_inputs, look, outputs, seeded
 from ...graphs import tensors as taken
-from ...models import evaluating, training_outside_torch, untouched
+from ...models import evaluating, training_outside_torch, untouched, unwritten
 from ..arithmetic import plain_arithmetic, widened
-from .consumers import Consumers
-from .merge import Edit, applied, part_tensor
+from .edits import Edit, applied, part_tensor
+from .group import Consumers
 
 ROUNDINGS = 64
 SEED = 0
@@ -56,13 +56,6 @@ def prove(
             for mode in (evaluating, training_outside_torch):
                 compared |= _Comparison(model, smaller, parts, inputs, mode).agree()
     return compared
-
-
-def outcome(compared: bool) -> str:
-    """What became of the outputs, for a report."""
-    if compared:
-        return "equal to the merged network's, to rounding"
-    return "not compared: the model is random, it gave no finite number on any input that was tried, or check=False"
 
 
 class _Comparison:
@@ -136,7 +129,7 @@ class _Comparison:
     def _run(self, model: nn.Module, seed: int = SEED) -> list[Tensor]:
         arguments, named = self.inputs
         # Norms that are not torch's own take statistics in training.
-        with untouched(model), self.mode(model), seeded(seed, _cuda_devices(model)):
+        with untouched(model), unwritten(self.inputs), self.mode(model), seeded(seed, _cuda_devices(model)):
             return list(_tensors(model(*arguments, **named)))
 
     def _run_rounded(self, merged: list[Tensor]) -> list[Tensor]:
@@ -222,7 +215,7 @@ def _inputs(model: nn.Module, example_input: Any) -> Iterator[Inputs]:
     generator = torch.Generator().manual_seed(SEED)
 
     def random(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
             return value
         return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
 

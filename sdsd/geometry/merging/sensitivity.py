@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from ...graphs import outputs
-from ...models import running, untouched
+from ...models import running, untouched, unwritten
 
 Sensitivity = Callable[[nn.Module], Any]
 """A function of the model that gives one number, a float or a tensor with one element."""
@@ -47,7 +47,6 @@ def mean_loss(loader: Iterable[Any], loss_fn: LossFunction) -> Sensitivity:
         >>> round(loss(nn.Identity()), 4)
         0.3133
     """
-
     if from_torch(loss_fn):
         raise takes_outputs(loss_fn)
 
@@ -55,7 +54,8 @@ def mean_loss(loader: Iterable[Any], loss_fn: LossFunction) -> Sensitivity:
         total, samples = 0.0, 0
         for batch in loader:
             size = _batch_size(batch)
-            total += single_number(loss_fn(model, batch), "loss_fn") * size
+            with unwritten(batch):  # it is read again for every measurement
+                total += single_number(loss_fn(model, batch), "loss_fn") * size
             samples += size
         if samples == 0:
             raise ValueError(NO_SAMPLES)
@@ -115,14 +115,14 @@ def _against_untouched(
 ) -> Sensitivity:
     run = forward or _forward
     with running(model):
-        answers = [run(model, batch).detach() for batch in loader]
+        answers = [_answer(run, model, batch).detach() for batch in loader]
     if not answers:
         raise ValueError("loader: expected at least one batch, got none. Pass a list or a DataLoader.")
 
     def mean_distance(changed: nn.Module) -> float:
         with untouched(changed):
             distances = [
-                distance(before.double(), run(changed, batch).double()).flatten()
+                distance(before.double(), _answer(run, changed, batch).double()).flatten()
                 for before, batch in zip(answers, loader, strict=False)
             ]
         if len(distances) < len(answers):
@@ -133,6 +133,11 @@ def _against_untouched(
         return torch.cat(distances).mean().item()
 
     return mean_distance
+
+
+def _answer(run: Callable[[nn.Module, Any], Tensor], model: nn.Module, batch: Any) -> Tensor:
+    with unwritten(batch):
+        return run(model, batch)
 
 
 def _forward(model: nn.Module, batch: Any) -> Tensor:

@@ -10,10 +10,11 @@ from torch import nn
 from ..._progress import Progress
 from ..collect import Forward, Mask
 from .group_activations import example_of, read_twice
-from .merge import How
-from .model_report import ModelConsolidation
+from .merger import How
 from .norms import Norms
-from .planning import Patterns, Uniform, plan_consolidation
+from .planning import Uniform, plan_consolidation
+from .reports import ModelConsolidation
+from .rows import Patterns
 from .sensitivity import LossFunction, Sensitivity
 
 

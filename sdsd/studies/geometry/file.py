@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..._tensor_files import load_tensors
 from ...geometry.merging import dense_layer, kl_to_untouched, mean_loss, sgd_training
-from ..script import RUN_AS, UserCodeError, run_file, users_code
+from ..user_file import RUN_AS, UserCodeError, run_file, users_code
 from .subject import Subject, accuracy_on, classification_loss, example_of, standard_controls
 
 SAMPLES = 2048

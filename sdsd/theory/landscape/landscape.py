@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...models import unwrap
+from ...models import copy_of, unwrap
 from .. import quotient
 from ..derivatives import Hessian, LossFunction, length_of, mean_loss, undisturbed
 
@@ -131,7 +130,7 @@ def landscape_at(
     if isinstance(data, list) and data and batches[0] is data:
         _check_one_batch(root, loss_fn, data)
     if not canonicalize:
-        return Landscape(copy.deepcopy(root), loss_fn, batches)
+        return Landscape(copy_of(root), loss_fn, batches)
     if example_input is None:
         example_input = quotient.example_for(root, batches, loss_fn)
     try:

@@ -9,7 +9,6 @@ with heads in another order, and to have no gradient where a shift is free.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ...graphs import Atoms, Ids
+from ...models import copy_of
 from .channels import BIAS, READ, WRITING, Attention, Channels, Use
 from .same_function import arguments_in_float64, in_floats
 from .segments import Order, Slice
@@ -123,7 +123,7 @@ class _Trial:
     example: Any
 
     def __post_init__(self) -> None:
-        self.model = copy.deepcopy(self.model).double().requires_grad_(True).eval()
+        self.model = copy_of(self.model).double().requires_grad_(True).eval()
         self.args, self.kwargs = arguments_in_float64(self.example)
         device = next(self.model.parameters()).device
         generator = torch.Generator().manual_seed(0)

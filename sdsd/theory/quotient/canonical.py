@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ...gamma import GammaStats, compute_gamma
+from ...models import copy_of
 from .balance import balance
 from .point import Point
 from .symmetries import Symmetries, example_for, symmetries
@@ -170,7 +170,7 @@ def random_representative(
 
 def _start(model: nn.Module, softmax_head: bool, example_input: Any, in_place: bool) -> tuple[Symmetries, Point]:
     """The symmetries and the point of `model` or of a copy."""
-    moves = symmetries(model if in_place else copy.deepcopy(model), example_input, softmax_head=softmax_head)
+    moves = symmetries(model if in_place else copy_of(model), example_input, softmax_head=softmax_head)
     if not (moves.scalings or moves.translations or moves.permutations):
         raise ValueError(f"model: no symmetry is known.\n{moves}")
     point = Point(moves.model, moves.norms)

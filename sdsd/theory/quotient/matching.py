@@ -6,7 +6,6 @@ does, the one nearest to the first can be taken: nearest in its activations, neu
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ..._progress import Progress
 from ...geometry import NeuronMatching, collect_activations, cosine_between
 from ...geometry.collect import MOST_BYTES
 from ...geometry.comparing import best_order, check_alike, match_by_cosine
+from ...models import copy_of
 from .groups import Permutation
 from .point import Point
 from .same_function import require_same
@@ -66,7 +66,7 @@ class ModelMatching:
             ValueError: a model of another architecture; outputs that differ by more than rounding.
         """
         check_alike(self._model, model)
-        moved = copy.deepcopy(model)
+        moved = copy_of(model)
         point = Point(moved, self._norms)
         for permutation, order in zip(self._permutations, self.orders, strict=True):
             permutation.permute(point, order)
@@ -173,6 +173,7 @@ def match_neurons(
         >>> match_neurons(x, x[:, [2, 0, 3, 1]]).order.tolist()
         [1, 3, 0, 2]
         >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> import copy
         >>> other = copy.deepcopy(model)
         >>> matching = match_neurons(model, other)
         >>> matching.distances
@@ -208,7 +209,7 @@ class _Models:
             first = batches[0][0] if isinstance(batches[0], (tuple, list)) else batches[0]
             self.example = first if isinstance(first, Tensor) else None
         # What is frozen does not move along an orbit, but it can change places.
-        moved = copy.deepcopy(other).requires_grad_(True)
+        moved = copy_of(other).requires_grad_(True)
         self.moves = symmetries(moved, self.example)
         self.permutations = self.moves.permutations
         if not self.permutations:

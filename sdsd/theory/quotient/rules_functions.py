@@ -154,3 +154,9 @@ def embedding(walk: MoveWalk, step: Step) -> None:
     if axis is None:  # vectors of one entry
         axis = 1 if walk.model_tensor(weight.name).shape == step.args[0].shape else 0
     walk.give(step.out, walk.write(weight, axis, 1, tuple(step.out.shape), MATRIX, walk.taken(weight)))
+
+
+@rule("constant", "like")
+def made(walk: MoveWalk, step: Step) -> None:
+    """Of what it is given it takes the shape alone."""
+    walk.give(step.out, Seen())

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ...graphs import tensors
 from .channels import BIAS, EXTRA, SCALE, NormUse, Seen, compact, renamed, unique, varies
-from .rules_products import apart
 from .walk import TRY_SHAPES, MoveWalk, Step, eps_of, kind_of, noted, rule
 
 
@@ -112,7 +111,7 @@ def layer_norm(walk: MoveWalk, step: Step) -> None:
         walk.channels.bend(seen.ids)
         if not mean:
             walk.channels.keep_shift(seen.ids, f"{label} does not subtract a mean")
-        apart(walk, seen.ids, given.ndim - 1)
+        walk.apart(seen.ids, given.ndim - 1)
         noted(walk, compact(seen.ids)[0], "LayerNorm" if mean else "RMSNorm", eps, seen.offsets)
     _gives(walk, step, seen.ids, given.ndim - 1, weight=weight, bias=bias)
 
@@ -132,11 +131,11 @@ def group_norm(walk: MoveWalk, step: Step) -> None:
         walk.channels.tie(rows, rows[:, :1].expand(rows.shape), order=False, why=f"{label} joins them with others")
         walk.channels.bend(rows)
         if several:
-            apart(walk, rows, 1)
+            walk.apart(rows, 1)
         noted(walk, rows.flatten().numpy(), "GroupNorm", eps, seen.offsets)
     after = _gives(walk, step, seen.ids, 1, weight=weight, bias=bias)
     if seen.ids is not None and several:
-        apart(walk, _line(after).view(groups, -1), 1)
+        walk.apart(_line(after).view(groups, -1), 1)
 
 
 def _line(ids: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...graphs import Ids, tensors
-from .channels import KERNEL, MATRIX, READ, Attention, Seen, compact, varies
+from .channels import KERNEL, MATRIX, READ, Attention, Seen, varies
 from .rules_sums import added, biased
 from .walk import MoveWalk, Step, layer_of, rule
 
@@ -88,7 +88,7 @@ def _inverse(walk: MoveWalk, queries: Tensor, keys: Tensor, label: str) -> None:
     walk.channels.tie(queries, keys, inverse=True, why=f"{label} multiplies them by what the model computes")
     for ids in (queries, keys):
         walk.channels.keep_shift(ids, f"{label} multiplies them by other neurons")
-        apart(walk, ids, ids.ndim - 1)
+        walk.apart(ids, ids.ndim - 1)
 
 
 def _attended(walk: MoveWalk, queries: Tensor, keys: Tensor, one: Seen, other: Seen) -> Attention:
@@ -107,17 +107,8 @@ def _rows(ids: Tensor) -> Ids:
 def _weighted(walk: MoveWalk, ids: Tensor, shape: tuple[int, ...], label: str) -> Seen:
     """Sums over positions, with weights that the model computes."""
     walk.channels.keep_shift(ids, f"{label} sums over their positions")
-    apart(walk, ids, ids.ndim - 2)
+    walk.apart(ids, ids.ndim - 2)
     return Seen(ids.expand(shape))
-
-
-def apart(walk: MoveWalk, ids: Tensor, batch: int) -> None:
-    """Those of different products of a batch (of heads, that is) do not change places with one another."""
-    if any(varies(ids, dim) for dim in range(min(batch, ids.ndim))):
-        shape = ids.shape
-        each = torch.arange(int(np.prod(shape[:batch]))).view(*shape[:batch], *[1] * (ids.ndim - batch)).expand(shape)
-        numbers, places = compact(ids, each)
-        walk.channels.refine(numbers, places)
 
 
 @rule("convolution")

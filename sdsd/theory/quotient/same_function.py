@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ...graphs import as_arguments, outputs
-from ...models import evaluating, untouched
+from ...models import copy_of, evaluating, untouched
 
 SAME = 1e-9
 """Two orders of one network may differ by so much of its largest output, in float64."""
@@ -21,7 +20,7 @@ def require_same(model: nn.Module, moved: nn.Module, example: Any) -> None:
     arguments, named = arguments_in_float64(example)
     answers = []
     for each in (model, moved):
-        network = copy.deepcopy(each).double()
+        network = copy_of(each).double()
         with untouched(network), evaluating(network), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             answers.append([each.double() for each in in_floats(network(*arguments, **named)) if each.numel()])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Container, Iterable
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...graphs import Ids, Plain, on_inputs, run
-from ...models import is_attached
+from ...models import copy_of, is_attached
 from . import rules_functions, rules_layout, rules_norms, rules_products, rules_sums
 from .attention import heads_and_shifts
 from .channels import EXTRA, MATRIX, READ, WRITING, NormUse, Use, unique
@@ -29,7 +28,7 @@ def trace(model: nn.Module, example_input: Any = None, softmax_head: bool = Fals
         ValueError: as `symmetries`.
     """
     watched = any(is_attached(module) for module in model.modules())
-    run_on = copy.deepcopy(model) if watched else model
+    run_on = copy_of(model) if watched else model
 
     def walked(example: Any) -> tuple[MoveWalk, Any]:
         walk = MoveWalk(run_on, softmax_head)

@@ -195,6 +195,14 @@ class MoveWalk(Walk[Seen]):
         axes = [axis for axis, each in enumerate(weight.entries) if varies(each, dim)]
         return axes[0] if len(axes) == 1 else None
 
+    def apart(self, ids: Tensor, batch: int) -> None:
+        """Those of different products of a batch (of heads, that is) do not change places with one another."""
+        if any(varies(ids, dim) for dim in range(min(batch, ids.ndim))):
+            products = ids.shape[:batch]
+            each = torch.arange(int(np.prod(products))).view(*products, *[1] * (ids.ndim - batch))
+            numbers, places = compact(ids, each.expand(ids.shape))
+            self.channels.refine(numbers, places)
+
     def through(self, given: Seen, weight: Seen, dims: tuple[int, int], shape: Iterable[int], role: str) -> Seen:
         """A product with a parameter: `dims` of its view are read and written, the last of `given` is read.
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdsd.geometry.gram import accumulator, checkpoints, layout, results, sums
+from sdsd.geometry.gram import accumulator, adding, checkpoints, layout, results, sums
 from sdsd.geometry.gram.accumulator import GramAccumulator
 
 from .streams import bits, least_bytes, streamed
@@ -29,7 +29,7 @@ def prepared(more: int = 5, center: bool = True) -> tuple[GramAccumulator, Tenso
     return gram, x[5:]
 
 
-FILES = {module.__file__ for module in (accumulator, checkpoints, layout, results, sums)}
+FILES = {module.__file__ for module in (accumulator, adding, checkpoints, layout, results, sums)}
 
 
 def interrupt_at(line: int, call) -> bool:

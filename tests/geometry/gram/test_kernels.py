@@ -8,7 +8,9 @@ import importlib
 import pytest
 import torch
 
+from sdsd.geometry.gram import accumulator
 from sdsd.geometry.gram.accumulator import GramAccumulator
+from sdsd_kernels import gram_strips
 from sdsd_kernels._backend import unusable
 from tests.helpers import assert_within, summation_error, unit_roundoff
 
@@ -79,13 +81,25 @@ def test_kernels_on_several_strips(center, kernels, device):
         check_values(plain, x, False)
 
 
+def test_a_warning_waits_for_the_device_when_all_is_under_way(kernels, monkeypatch, device):
+    order = []
+    expand, warn = gram_strips.expand, accumulator.warn_of_nonfinite
+    monkeypatch.setattr(gram_strips, "expand", lambda *a, **k: (order.append("launch"), expand(*a, **k)))
+    monkeypatch.setattr(accumulator, "warn_of_nonfinite", lambda *a, **k: (order.append("wait"), warn(*a, **k)))
+    gram = GramAccumulator(40, **kernels)
+    gram.update(torch.randn(30, 40, device=device))
+    gram.cosine_matrix()
+    assert order == ["launch", "wait"]
+
+
 def test_kernels_warn_with_the_next_result(kernels, device):
     x = torch.randn(30, 40, device=device)
     x[3, 4] = NAN
     gram = GramAccumulator(40, max_bytes=20 * least_bytes(40), **kernels)
     gram.update(x)
-    with pytest.warns(RuntimeWarning, match=r"1 neurons \(first: \[4\]\) of 40 have a NaN"):
+    with pytest.warns(RuntimeWarning, match=r"1 neurons \(first: \[4\]\) of 40 have a NaN") as record:
         cosine = gram.cosine_matrix().cpu()
+    assert record[0].filename == __file__
     assert cosine[4].isnan().all()
     assert cosine.isnan().sum() == 2 * 40 - 1
     assert gram.nonfinite.nonzero().flatten().tolist() == [4]

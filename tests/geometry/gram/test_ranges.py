@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sdsd.geometry.arithmetic import peaks
 from sdsd.geometry.gram.accumulator import GramAccumulator
 from tests.helpers import assert_within, cosine_error
 
@@ -151,3 +152,25 @@ def test_dead_neurons(center):
         gram.cosine_matrix(zero="raise")
     assert streamed(x[:, 1:33], 20, center=center).cosine_matrix(zero="raise").shape == (32, 32)
     assert (gram.norms()[dead] == 0).all()
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns", "a part of rows", "every second column"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_squares_in_given_memory_have_the_same_bits(layout, dtype):
+    """Under `max_bytes` they lie where the C heap gets no holes; they are summed in the order of their layout."""
+    n, samples = 700, 900
+    rows = {
+        "rows": lambda: torch.randn(n, samples),
+        "columns": lambda: torch.randn(samples, n).T,
+        "a part of rows": lambda: torch.randn(n, samples + 1)[:, :samples],
+        "every second column": lambda: torch.randn(2 * samples, n)[::2].T,
+    }[layout]()
+    asked = []
+
+    def memory(height, width):
+        asked.append(torch.full((height, width), torch.nan, dtype=dtype))
+        return asked[-1]
+
+    assert torch.equal(peaks(rows, dtype, memory), peaks(rows, dtype))
+    assert [each.numel() for each in asked] == [2**18 // n * n]
+    assert not asked[0].isnan().any()

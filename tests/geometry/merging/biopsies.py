@@ -6,8 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from sdsd.geometry.merging.controls import shuffled_pixels, trained
-from sdsd.geometry.merging.plasticity import sgd_training
+from sdsd.geometry.merging.controls import sgd_training, shuffled_pixels, trained
 
 LAYER, READER = "2", 4
 

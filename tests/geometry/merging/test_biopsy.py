@@ -13,9 +13,9 @@ from torch import nn
 
 from sdsd.geometry import neuron_cosine_matrix
 from sdsd.geometry.merging.biopsy import biopsy, mass_consolidation
-from sdsd.geometry.merging.controls import weight_cosine
+from sdsd.geometry.merging.controls import sgd_training, weight_cosine
 from sdsd.geometry.merging.merge import merge
-from sdsd.geometry.merging.plasticity import plasticity, sgd_training
+from sdsd.geometry.merging.plasticity import plasticity
 from tests.geometry.networks import cnn, mlp
 
 from .biopsies import LAYER, Digits, X, digit_loss, small_loss

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from sdsd.geometry.merging.biopsy import biopsy, mass_consolidation
-from sdsd.geometry.merging.controls import shuffled_pixels, trained, untrained, weight_cosine
+from sdsd.geometry.merging.controls import sgd_training, shuffled_pixels, trained, untrained, weight_cosine
 from sdsd.geometry.merging.merge import merge
-from sdsd.geometry.merging.plasticity import plasticity, sgd_training
+from sdsd.geometry.merging.plasticity import plasticity
 from sdsd.geometry.merging.sensitivity import cosine_to_untouched, kl_to_untouched, mean_loss
 from tests.geometry.networks import cnn, mlp
 

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 import sdsd
 from sdsd.geometry.merging.consolidate import consolidate
-from sdsd.geometry.merging.consumers import Consumers, consumers
+from sdsd.geometry.merging.consumers import consumers
+from sdsd.geometry.merging.group import Consumers
 from sdsd.geometry.merging.merge import merge
 from tests.geometry.networks import Forward, reads_nothing_else, scrambled
 

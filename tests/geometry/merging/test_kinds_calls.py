@@ -82,7 +82,6 @@ def test_with_a_batch_the_same_networks_shrink():
 
 
 def test_a_call_that_fails_after_the_cut_leaves_the_model_alone(monkeypatch):
-    module = importlib.import_module("sdsd.geometry.merging.consolidate")
     model, x = built(Net, lambda m, x, h: m.b(m.norm(h))), torch.randn(8, 16)
     before, wanted = copy.deepcopy(model.state_dict()), model.eval()(x)
     tensors = {name: id(tensor) for name, tensor in model.named_parameters()}
@@ -92,9 +91,10 @@ def test_a_call_that_fails_after_the_cut_leaves_the_model_alone(monkeypatch):
         done.append(arguments)
         raise KeyboardInterrupt
 
-    for name in ("cut", "prove", "_report"):
+    for place in ("cutting.cut", "consolidate.prove", "consolidate._report"):
         with monkeypatch.context() as patched:
-            patched.setattr(module, name, broken)
+            file, name = place.split(".")
+            patched.setattr(importlib.import_module(f"sdsd.geometry.merging.{file}"), name, broken)
             with pytest.raises(KeyboardInterrupt):
                 consolidate(model, "a", PAIRS, inplace=True, example_input=x)
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

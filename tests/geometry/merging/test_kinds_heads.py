@@ -290,3 +290,43 @@ def test_heads_with_slopes_are_cut_where_a_buffer_holds_these(kind):
     assert fewer.slopes.tolist() == [0.5, 0.125, 0.0625]
     with pytest.raises(ValueError, match="numbers that the forward makes .* Keep them in a buffer"):
         consolidate(Sloped(kind, kept=False).double(), "qkv", [(0, 2)], example_input=x)
+
+
+class Few(nn.Module):
+    """Fewer heads of keys and values than of queries, or one, laid beside each other by hand."""
+
+    def __init__(self, way, heads, few):
+        super().__init__()
+        torch.manual_seed(0)
+        self.way, self.heads, self.few, self.size, self.times = way, heads, few, 4, heads // few
+        self.q, self.o = nn.Linear(8, heads * 4), nn.Linear(heads * 4, 8)
+        self.k, self.v = nn.Linear(8, few * 4), nn.Linear(8, few * 4)
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        q = self.q(x).view(batch, length, self.heads, self.size).transpose(1, 2)
+        k, v = (each(x).view(batch, length, self.few, self.size).transpose(1, 2) for each in (self.k, self.v))
+        mixed = functional.scaled_dot_product_attention(q, self.way(self, k), self.way(self, v), is_causal=True)
+        return self.o(mixed.transpose(1, 2).reshape(batch, length, self.heads * self.size))
+
+
+REPEATS = {
+    "a quotient": lambda m, h: h.repeat_interleave(m.heads // m.few, 1),
+    "by name": lambda m, h: torch.repeat_interleave(h, repeats=m.heads // h.shape[1], dim=1),
+    "a number": lambda m, h: h.repeat_interleave(m.times, dim=1),
+    "beside each other": lambda m, h: h[:, :, None].repeat(1, 1, m.heads // m.few, 1, 1).flatten(1, 2),
+}
+
+
+@pytest.mark.parametrize(("layer", "few"), [("k", 2), ("q", 2), ("q", 1)])
+@pytest.mark.parametrize("way", REPEATS.values(), ids=REPEATS)
+def test_heads_that_are_repeated_are_cut(way, layer, few):
+    model, x = Few(way, 6, few), torch.randn(2, 5, 8)
+    gone = range(12, 24) if few == 2 else range(4, 8)  # one head of keys with its three of queries, or one of these
+    smaller, report = remove_neurons(model, layer, [1], example_input=x)
+    assert report.compared
+    assert smaller.o.in_features == model.o.in_features - len(gone)
+    with torch.no_grad():
+        model.o.weight[:, gone] = 0
+    other = torch.randn(1, 9, 8)
+    torch.testing.assert_close(smaller(other), model(other), rtol=1e-5, atol=1e-6)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sdsd.geometry import consolidate, consumers, merge, remove_neurons
-from sdsd.graphs import look, outputs, recording
+from sdsd.graphs import look, outputs, recorder
 
 from .programs import built, conv, dense, is_refused, is_the_merged_one, linear, pictures, rows, words
 
@@ -144,7 +144,7 @@ def test_sizes_of_pictures_are_compared_along_both_sides():
 def test_what_would_take_too_long_is_not_tried(monkeypatch):
     case = (lambda m, x: (m.b if x.shape[0] < 1000 else m.c)(m.a(x)), rows, lambda: dense(c=linear(12, 4)))
     for most, readers in ((2**34, {"b", "c"}), (100_000, {"b"})):
-        monkeypatch.setattr(recording, "PRODUCTS", most)
+        monkeypatch.setattr(recorder, "PRODUCTS", most)
         model, drawn = built(case)
         assert {reader.name for reader in consumers(model, "a", drawn()).readers} == readers
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdsd.geometry import consolidate_model, disjoint_pairs, plan_consolidation
+from sdsd.geometry import consolidate_model, disjoint_pairs, expert_cosine, plan_consolidation
 from sdsd.geometry.merging.group_activations import group_activations
 
 BATCHES = [scale * torch.randn(6, 5, generator=torch.Generator().manual_seed(scale)) for scale in (1, 4, 9)]
@@ -56,3 +56,19 @@ def test_activations_of_groups():
     (found,) = group_activations(model, (batch for batch in BATCHES), "0").values()
     assert found.samples == 18
     torch.testing.assert_close(found.cosine_matrix().double(), cosines(), rtol=0, atol=1e-5)
+
+
+EMPTY = {
+    "plan": lambda loader: plan_consolidation(network(), loader, budget=0.3),
+    "whole model": lambda loader: consolidate_model(network(), loader, budget=0.3, example_input=torch.zeros(2, 5)),
+    "groups": lambda loader: group_activations(network(), loader, "0"),
+    "groups on an example": lambda loader: group_activations(network(), loader, "0", example_input=torch.zeros(2, 5)),
+    "experts": lambda loader: expert_cosine(nn.Sequential(nn.ModuleList([nn.Linear(5, 5)])), "0", loader),
+}
+
+
+@pytest.mark.parametrize("loader", [list, lambda: iter([])], ids=["list", "generator"])
+@pytest.mark.parametrize("call", EMPTY.values(), ids=EMPTY)
+def test_a_loader_without_batches_is_told_as_such(call, loader):
+    with pytest.raises(ValueError, match="loader: expected at least one batch, got none"):
+        call(loader())

@@ -6,6 +6,7 @@ import functools
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -241,6 +242,18 @@ REFUSED = {
         words,
         lambda: {name: linear(16, 16) for name in "akvb"},
         "takes the size of a head from the width and num_heads",
+    ),
+    "NumPy's square root": (
+        lambda m, x: m.b((h := m.a(x)) / np.sqrt(h.shape[-1])),
+        rows,
+        dense,
+        "NumPy's 'sqrt' uses the number of neurons",
+    ),
+    "a product with a number of NumPy's": (
+        lambda m, x: m.b((h := m.a(x)) / (np.int64(2) * h.shape[-1])),
+        rows,
+        dense,
+        "NumPy's 'multiply' uses the number of neurons",
     ),
     "length of one sample": (
         lambda m, x: m.b((h := m.a(x)) * (len(h[0]) if m.training else 1)),

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from sdsd.geometry.merging.consumers import consumers
-from sdsd.geometry.merging.merge import Merger, applied, merge
+from sdsd.geometry.merging.edits import applied
+from sdsd.geometry.merging.merge import merge
+from sdsd.geometry.merging.merger import Merger
 from tests.geometry.networks import CASES, Residual, cnn, mlp, scrambled
 
 PAIRS = [(0, 3), (5, 1)]

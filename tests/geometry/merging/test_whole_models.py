@@ -213,3 +213,26 @@ def test_a_configuration_follows_layers_of_one_size_and_says_why_it_cannot():
     assert uneven.config.intermediate_size == 8
     with pytest.raises(TypeError, match="expected one with a config"):
         fit_config(nn.Linear(2, 2))
+
+
+class Unseen(nn.Module):
+    """Reads a number of neurons in a way that nothing sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 10), nn.Linear(10, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.b(self.a(x).relu()).relu()
+        return self.c(h / float(f"{h.shape[-1]}"))
+
+
+def test_the_layer_whose_pairs_change_something_else_is_named():
+    model, x = made(Unseen()), tokens(40, 6)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"The pairs of 'b' do that by themselves; leave it out with exclude='b'\.$"):
+        consolidate_model(model, [x], above=0.0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    smaller, report = consolidate_model(model, [x], above=0.0, exclude="b")
+    assert report.compared
+    assert smaller.a.out_features < 10 == smaller.b.out_features + 2

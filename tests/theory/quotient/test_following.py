@@ -162,6 +162,8 @@ HARMLESS = {
     "difference": lambda h: functional.leaky_relu(h) - h,
     "curved": lambda h: functional.gelu(h),
     "gate": lambda h: h.relu() * torch.sigmoid(h),
+    "new": lambda h: h.relu() * h.new_full((), 0.5),
+    "like": lambda h: h.relu() / torch.full_like(h, 2.0).amax(),
 }
 
 

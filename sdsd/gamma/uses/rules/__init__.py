@@ -17,6 +17,7 @@ file                 operations
 `generic.py`         every other one, and writing into samples
 `alone.py`           any operation of one sample alone
 `broadcasting.py`    what several share: gradients of an operand that is broadcast to the output
+`again.py`           what several share: a function of torch run again by itself
 ===================  =================================================================================================
 
 A rule is called as `rule(mode, func, args, kwargs, parameters)` in the place of `func(*args, **kwargs)`, whose result

@@ -15,19 +15,24 @@ from torch.utils import _pytree as pytree
 from ...following import WRITING, Mixed, Single, is_packed_call, track_of
 from ..operand import Operand, leaves_of
 from ..use import autocast_dtype, watch
-from .generic import DRAWING, in_dtype, run_again
-from .recurrent import lstm_cell
+from .again import DRAWING, in_dtype, run_again
 
 if TYPE_CHECKING:
     from ..measuring import Measuring
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+_IN_PARTS = {torch.lstm_cell}
+"""Functions whose own rule is to follow the operations that they are made of, each of them of one sample then."""
 
 
-def one_by_one(met: list[Any], others: Any) -> Any:
-    """The rule of an operation that met samples taken one by one, whole ones (None), and perhaps what is of several."""
-    alone = not others and len({each.sample if isinstance(each, Single) else each for each in met}) == 1
-    return _of_one if alone else _of_several
+def one_by_one(func: Any, met: list[Any], others: Any) -> Any:
+    """The rule of an operation that met samples taken one by one, whole ones (None), and perhaps what is of several.
+
+    None: the function's own.
+    """
+    if others or len({each.sample if isinstance(each, Single) else each for each in met}) != 1:
+        return _of_several
+    return None if func in _IN_PARTS else _of_one
 
 
 def _of_several(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
@@ -38,8 +43,6 @@ def _of_several(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: 
 
 
 def _of_one(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: list[Tensor]) -> Any:
-    if func is torch.lstm_cell:
-        return lstm_cell(mode, func, args, kwargs, parameters)
     name = getattr(func, "__name__", str(func))
     values, structure = pytree.tree_flatten((args, kwargs))
     into = args[0] if func in WRITING and not any(args[0] is t for t in parameters) else None

@@ -19,25 +19,12 @@ from ...following import Mixed, Track, follow, set_track, track_of
 from ..operand import Operand, leaves_of, unexpanded_of
 from ..pieces import Lazy, Piece
 from ..use import autocast_dtype, watch
+from .again import DRAWING, run_again
 from .broadcasting import apart
 
 if TYPE_CHECKING:
     from ..measuring import Measuring
 
-DRAWING = (
-    "dropout",
-    "rrelu",
-    "bernoulli",
-    "multinomial",
-    "normal",
-    "rand",
-    "gumbel",
-    "lstm",
-    "gru",
-    "rnn_tanh",
-    "rnn_relu",
-)
-"""Functions that may draw random numbers, by how their names begin."""
 MOST_CHOICES = 81
 """So many ways of having rows for samples are tried."""
 _ROWS: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
@@ -99,23 +86,6 @@ def any_operation(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters
 
         watch(mode, f"generic ({name})", output, distinct, (values[k] for k in sampled), measure, unexpanded=True)
     return out
-
-
-def in_dtype(x: Any, dtype: torch.dtype | None) -> Any:
-    """`x` in another dtype if it is numbers and one is given."""
-    return x.to(dtype) if dtype is not None and isinstance(x, Tensor) and x.is_floating_point() else x
-
-
-def run_again(func: Any, values: list[Any], structure: Any, cast: torch.dtype | None) -> Any:
-    """func of its arguments as `values` and their structure, in the parameters' dtype `cast` where autocast was on."""
-    if cast is None:
-        args, kwargs = pytree.tree_unflatten(values, structure)
-        return func(*args, **kwargs)
-    values = [in_dtype(x, cast) for x in values]
-    args, kwargs = pytree.tree_unflatten(values, structure)
-    device = next(x.device.type for x in values if isinstance(x, Tensor))
-    with torch.autocast(device, enabled=False):
-        return func(*args, **kwargs)
 
 
 class _Pieces:

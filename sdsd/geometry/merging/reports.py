@@ -1,15 +1,70 @@
-"""What was done to a whole model: a row a layer, as text, as JSON, as a page."""
+"""What was done, to one layer or to a whole model: as text, as JSON, as a page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from .merge import How
+from .merger import How
 from .model_page import page_of
-from .proof import outcome
+
+
+def outcome(compared: bool) -> str:
+    """What became of the outputs, for a report."""
+    if compared:
+        return "equal to the merged network's, to rounding"
+    return "not compared: the model is random, it gave no finite number on any input that was tried, or check=False"
+
+
+@dataclass(frozen=True)
+class Consolidation:
+    """What `consolidate` did. Each of the pairs of numbers is (before, after).
+
+    Attributes:
+        layer: name of the layer.
+        how: "mean" | "act" | "absorb"; "" where neurons were removed without merging.
+        pairs: the merged pairs.
+        removed: indices, in the old layer, of neurons that are gone.
+        neurons: of the layer.
+        parameters: of the whole model.
+        flops: of matrix products and convolutions in one forward pass over the example input, a multiplication and
+            an addition counting two; None without one.
+        compared: whether the smaller network was run beside the merged one, and agreed to rounding.
+        foretold: root mean square change of what the readers get, over what they get, from activations or gram alone,
+            as `merge_cost` foretells it; None where neither was given.
+    """
+
+    layer: str
+    how: How | Literal[""]
+    pairs: tuple[tuple[int, int], ...]
+    removed: tuple[int, ...]
+    neurons: tuple[int, int]
+    parameters: tuple[int, int]
+    flops: tuple[int, int] | None
+    compared: bool
+    foretold: float | None = None
+
+    def __str__(self) -> str:
+        done = f"{len(self.pairs)} pairs merged (how={self.how!r})" if self.how else "neurons removed"
+        flops = "not counted (pass example_input)" if self.flops is None else _change(self.flops)
+        return (
+            f"{self.layer!r}: {done}\n  neurons    {_change(self.neurons)}\n"
+            f"  parameters {_change(self.parameters)}\n  FLOPs      {flops}"
+            + (
+                ""
+                if self.foretold is None
+                else f"\n  readers    get values that differ by {self.foretold:.2%}, foretold (root mean square)"
+            )
+            + (f"\n  outputs    {outcome(self.compared)}" if self.compared or self.removed else "")
+        )
+
+
+def _change(numbers: tuple[int, int]) -> str:
+    before, after = numbers
+    percent = f" (−{100 * (before - after) / before:.1f}%)" if after != before else ""
+    return f"{before:,} → {after:,}{percent}"
 
 
 @dataclass(frozen=True)
