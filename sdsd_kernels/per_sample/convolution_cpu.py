@@ -84,9 +84,10 @@ def _batch(x: Tensor, grad: Tensor, shape: tuple[int, ...], known: Convolution) 
 def _each(x: Tensor, grad: Tensor, shape: tuple[int, ...], known: Convolution) -> Tensor:
     """Weight gradient of every sample; shape: (N, *shape)."""
     n = x.shape[0]
+    # By way of one dimension: strides of dimensions of size 1 may look like channels last, which torch then fails at.
     together = _gradient(
-        x.reshape(1, -1, *x.shape[2:]),
-        grad.reshape(1, -1, *grad.shape[2:]),
+        x.reshape(-1).view(1, -1, *x.shape[2:]),
+        grad.reshape(-1).view(1, -1, *grad.shape[2:]),
         (n * shape[0], *shape[1:]),
         known,
         n * known.groups,

@@ -25,7 +25,7 @@ from .independence import tested
 from .packed import sequences
 from .reductions import chosen
 from .rows import chosen as chosen_rows
-from .rows import on_rows, sorted_offsets
+from .rows import of_one_row, on_rows, sorted_offsets
 from .shapes import cat, expand, together, view
 from .sums import linear_in
 from .table import ALIASES, RULES, SECOND_ALLOWED, Call, called, name_of
@@ -44,6 +44,7 @@ from .tracks import (
     is_second,
     known,
     newly_mixed,
+    rows_in_view,
     set_track,
     set_written,
     tensors_in,
@@ -159,7 +160,8 @@ def follow(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out
         if verdict is None and not kinds <= SAMPLES_ALONE:
             verdict, anew = apart(func, args, kwargs, out, inputs, verdicts)
         if verdict is None:
-            verdict = decided(seen, inputs, verdicts)
+            of = decided if not own or rows_in_view() is None else of_rows
+            verdict = of(seen, inputs, verdicts)
         if not own or type(verdict) is not Track or not fits(verdict, out, n):
             second = all(is_second(x) for x, v in zip(inputs, verdicts, strict=True) if v is not None)
             mixed = state(seen, verdict, second)
@@ -268,6 +270,12 @@ def layers_of(x: Tensor) -> list[Tensor]:
     while torch._C._functorch.is_functorch_wrapped_tensor(wrapped[-1]):
         wrapped.append(torch._C._functorch.get_unwrapped(wrapped[-1]))
     return wrapped
+
+
+def of_rows(seen: Seen, inputs: Sequence[Tensor], verdicts: Sequence[Verdict]) -> Any:
+    """The same of chosen rows."""
+    verdict = decided(seen, inputs, verdicts)
+    return of_one_row(verdict, seen.out, seen.n) if seen.n < 2 else verdict
 
 
 def decided(seen: Seen, inputs: Sequence[Tensor], verdicts: Sequence[Verdict]) -> Any:

@@ -274,8 +274,18 @@ def scatter(call: Call, input: Tensor, dim: int, index: Tensor, src: Any = None,
         own = track_of(input)
         if own is not None and track_of(index) is None and not isinstance(source, Tensor):
             return own
-        return call.over(input, dim)
+        return verdict if _own_places(call, index, dim, verdict, input.shape[dim]) else call.over(input, dim)
     return verdict
+
+
+def _own_places(call: Call, index: Tensor, dim: int, track: Track, size: int) -> bool:
+    """Whether a constant index names, at every position along `dim`, places of that position's own sample."""
+    if track_of(index) is not None or (index.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return False
+    named, own = (
+        (places % size).div(track.inner, rounding_mode="floor") % call.n for places in (index, _own_rows(index, dim))
+    )
+    return torch.equal(named, own)
 
 
 def index_select(call: Call, input: Tensor, dim: int, index: Tensor, **_: Any) -> Verdict:

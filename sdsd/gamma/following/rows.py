@@ -156,6 +156,8 @@ def on_rows(
             return taken
     if rule is indexing.index_write and len(args) > 2:
         return _added(func, args, kwargs, own, n)
+    if rule is indexing.scatter and len(args) > 2:
+        return _scattered(func, args, kwargs, own, n)
     if rule is indexing.setitem:
         return _written(args[0], args[1], args[2], own, n)
     if rule is indexing.masked_scatter and len(args) == 3:
@@ -165,12 +167,38 @@ def on_rows(
     return own
 
 
+def of_one_row(verdict: Any, out: Any, n: int) -> Any:
+    """The verdict of a call on one chosen row, or on none, where its rule lost the row.
+
+    All of what came of one row alone is of it, along whichever dimension it is said to lie, and of none nothing is. A
+    rule cannot tell from sizes of 1 and 0 where the row went.
+    """
+    outputs = [out] if isinstance(out, Tensor) else list(out)
+    verdicts = verdict if isinstance(verdict, list) else [verdict] * len(outputs)
+    return [
+        _anywhere(x, n) or each if type(each) is Mixed or (type(each) is Track and not _there(each, x, n)) else each
+        for x, each in zip(outputs, verdicts, strict=True)
+    ]
+
+
+def _there(track: Track, x: Tensor, n: int) -> bool:
+    return track.axis < x.dim() and x.shape[track.axis] == track.outer * n * track.inner
+
+
+def _anywhere(x: Tensor, n: int) -> Track | None:
+    """A dimension that one row may lie along, or none of it."""
+    if n:
+        return Track(0, 1, x.shape[0]) if x.numel() and x.dim() else None
+    return next((Track(axis) for axis, size in enumerate(x.shape) if not size), None)
+
+
 def _belongs(index: Tensor, owners: Owners, size: int, inner: int, n: int) -> bool:
-    """Whether every position (rows,) along a dimension with samples is one of the row's own sample."""
-    if index.dim() != 1 or (index.is_cuda and torch.cuda.is_current_stream_capturing()):
+    """Whether all positions (rows, …) along a dimension with samples are of the row's own sample."""
+    if not index.dim() or (index.is_cuda and torch.cuda.is_current_stream_capturing()):
         return False
     samples = (index.detach() % size).div(inner, rounding_mode="floor") % n
-    return torch.equal(samples, owners.samples)
+    own = owners.samples.view(-1, *[1] * (index.dim() - 1))
+    return len(samples) == len(own) and bool((samples == own).all())
 
 
 def _rows_of(index: Any, owners: Owners) -> bool:
@@ -236,9 +264,32 @@ def _added(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], owners: Ow
     return target
 
 
+def _scattered(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], owners: Owners, n: int) -> Verdict | Owners:
+    """scatter, scatter_add, scatter_reduce of (input, dim, index, source): rows back to whole samples."""
+    input, dim, index = args[0], args[1] % args[0].dim(), args[2]
+    if type(track_of(input)) is Rows:
+        return owners
+    source, rows = args[3] if len(args) > 3 else kwargs.get("src", kwargs.get("value")), Rows(Track(dim), owners)
+    target = _target(input, dim, owners, n)
+    whose = not isinstance(source, Tensor) or track_of(source) in (None, rows)
+    if target is None or not whose or track_of(index) != rows:
+        return Mixed(f"{name_of(func)} of chosen rows")
+    if not _belongs(index.movedim(dim, 0), owners, input.shape[dim], target.inner, n):
+        return Mixed(f"{name_of(func)} of chosen rows to places of other samples")
+    return target
+
+
+def _first(value: Tensor, owners: Owners) -> bool:
+    """Whether `value` is the same for all rows, or has them along its first dimension; one row lies anywhere."""
+    held = track_of(value)
+    return held in (None, Rows(Track(0), owners)) or (
+        type(held) is Rows and held.owners is owners and len(owners.samples) == 1
+    )
+
+
 def _written(input: Tensor, index: Any, value: Any, owners: Owners, n: int) -> Verdict:
     """input[mask] = rows, input[rows] = rows."""
-    if isinstance(value, Tensor) and track_of(value) not in (None, Rows(Track(0), owners)):
+    if isinstance(value, Tensor) and not _first(value, owners):
         return Mixed("chosen rows written elsewhere")
     if _is_mask(index):
         held = track_of(index)

@@ -101,6 +101,7 @@ class Attachment:
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function as one forward pass; what it calls of the model runs uncompiled, where it is measured."""
         session = self._session
+        session.keep_to_shapes()
         if not session.measuring or not torch.is_grad_enabled():
             return function(*args, **kwargs)
         if "torch._dynamo" not in sys.modules:
@@ -189,11 +190,14 @@ class _RootWatcher(Watcher):
 
     def forward(self, module: nn.Module, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         session = self.session
-        if not session.measuring:
-            return plain(*args, **kwargs)
         if torch.compiler.is_compiling():
-            return self._traced(module, plain, args, kwargs)
-        if not torch.is_grad_enabled() or torch._C._is_tracing():
+            return self._traced(module, plain, args, kwargs) if session.measuring else plain(*args, **kwargs)
+        for held in session.operands.values():  # session.keep_to_shapes(), without its call
+            if held.tensor.shape != held.shape:
+                del held  # which holds a node, too
+                session.forget()
+                break
+        if not session.measuring or not torch.is_grad_enabled() or torch._C._is_tracing():
             return plain(*args, **kwargs)
         if session.sharded:
             session.learn(module, self.names)

@@ -15,7 +15,7 @@ from .arrivals import Arrivals
 from .averages import Step
 from .inputs import capturing
 from .micro import MicroBatches, hooked_in_micro_mode
-from .parameters import Parameters, by_reason, listed
+from .parameters import Parameters, by_reason
 from .proof import EVERY, EVERY_ON_CPU, Prover, impossible, max_eps
 from .ranks import Ranks
 from .refusals import (
@@ -26,6 +26,8 @@ from .refusals import (
     refused_uses,
     unmeasured,
     unproved,
+    warn_of_doubt,
+    warn_of_too_few,
 )
 from .sums import Sums, Vector, on, scaled
 
@@ -102,21 +104,21 @@ class Meter:
         if not passes:
             raise self._no_passes(refused)
         unit, own_signal = 1.0, None
+        unseen = unmeasured(session, parameters, ledgers, probed)
         if exact:
             squares = self._sums.of_samples(ledgers, passes)
             if not groups:
                 n = sum(session.sizes)
             if self._ranks.world > 1:
-                # Ranks may hold batches of different size; that is known to none of them alone.
-                n = self._of_all_ranks(n, groups)
+                n, unseen = self._of_all_ranks(n, groups, unseen, probed)
         else:
             assert self.micro is not None
             squares, n, unit, own_signal = self.micro.collect(self._ranks.world, self.reduction)
         if n < 2:
             # The odd last batch of an epoch; stopping a run for it would be no help.
-            _warn_of_too_few(n, exact)
+            warn_of_too_few(n, exact)
             return None, passes
-        if unseen := unmeasured(session, parameters, ledgers, probed):
+        if unseen:
             self._refuse_unseen(unseen)
             squares = self._sums.of_samples(ledgers, passes)
         device = parameters.device
@@ -172,23 +174,35 @@ class Meter:
             return UnsupportedError(session.unread)
         return no_backward(session, self._parameters)
 
-    def _of_all_ranks(self, n: int, groups: list[list[Pass]]) -> int:
-        """The samples of all ranks; they agree here on whether any of them doubts its gradients."""
+    def _of_all_ranks(
+        self, n: int, groups: list[list[Pass]], unseen: list[str], probed: set[str]
+    ) -> tuple[int, list[str]]:
+        """The samples of all ranks, and which gradients, `unseen` on this one, none of them measured.
+
+        Ranks may hold batches of different size; that is known to none of them alone. They agree here on
+        whether any of them doubts its gradients.
+        """
         session, names, differentiated = self._session, [], False
         if not self._ranks.sharded:
             unusual = self.arrivals.unusual(session.parameters, groups, session.marks, proved=False)
             names = unusual or session.marks.hooked
             differentiated = any(ledger.differentiated for group in groups for ledger in group)
-        total, doubts = self._ranks.totals([n, int(differentiated or bool(names))], self._parameters.device)
+        device, covered = self._parameters.device, self._parameters.covered
+        total, doubts, puzzled = self._ranks.totals([n, int(differentiated or bool(names)), int(bool(unseen))], device)
         self._doubted = names if doubts else None
         if doubts:
             self.prover.again(EVERY)
-        return total
+        if puzzled:  # A head that one rank did not use, an expert that none of its tokens went to.
+            here = probed.union(*(ledger.squares for group in groups for ledger in group))
+            counted = self._ranks.totals([int(name in here) for name in covered], device)
+            elsewhere = {name for name, ranks in zip(covered, counted, strict=True) if ranks}
+            unseen = [name for name in unseen if name not in elsewhere]
+        return total, unseen
 
     def _doubt(self, unusual: list[str]) -> None:
         """Gradients came otherwise than in steps that proved themselves: many have to now, for it may come again."""
         self.prover.again(EVERY)
-        _warn_of_doubt(unusual, came=True)
+        warn_of_doubt(unusual, came=True)
 
     def _scaling(self) -> bool:
         return self.scaler is not None and bool(self.scaler.is_enabled())
@@ -253,7 +267,7 @@ class Meter:
         if session.direction is not None and (written or differentiated or session.marks.hooked):
             self.prover.again()  # what may change a gradient by its value does so now and then
             if not proving and (written or differentiated):
-                _warn_of_doubt(written)
+                warn_of_doubt(written)
                 return None
         return proving
 
@@ -288,14 +302,14 @@ class Meter:
         if written or hooked:
             prover.again()
             if proof is None:
-                _warn_of_doubt(written or hooked, came=not written)
+                warn_of_doubt(written or hooked, came=not written)
                 return False
         if proof is None:
             return True
         differences, factor = self._differences(proof.projections, proof.squares, {}, n)
         if differences:
             prover.again()
-            raise unproved(differences, factor, differentiated=False)
+            raise unproved(differences, factor, differentiated=False, ranks=self._ranks.world)
         return True
 
     def _differences(self, projections: Projections, squares: Tensor, dtypes: Dtypes, n: int) -> Differences:
@@ -349,40 +363,11 @@ class Meter:
             return True
         self.prover.again()
         if self._strict:
-            raise unproved(differences, factor, any(ledger.differentiated for ledger in ledgers))
+            differentiated = any(ledger.differentiated for ledger in ledgers)
+            raise unproved(differences, factor, differentiated=differentiated, ranks=self._ranks.world)
         why = "what arrived in .grad is not what the measured samples add up to (off by {:.1%} of it)"
         self._leave_out({name: why.format(difference) for name, difference in differences.items()})
         return False
-
-
-def _warn_of_too_few(n: int, exact: bool) -> None:
-    of_what = "sample" if exact else "micro-batch"
-    if exact:
-        what_to_do = "take micro-batches for samples, mode='micro' with two or more backward passes a step"
-    else:
-        what_to_do = "split its batch into two or more backward passes"
-    warnings.warn(
-        f"step skipped: it held {n} {of_what}{'' if n else 's'}, and a variance needs at least 2. Where every step is "
-        f"like this one, {what_to_do}.",
-        stacklevel=5,
-    )
-
-
-def _warn_of_doubt(names: list[str], came: bool = False) -> None:
-    if came and not names:
-        what = "on some rank a gradient did not come as in the steps before, or an inner autograd.grad went through"
-    elif came:
-        what = f".grad of {listed(names)} did not come as in the steps before (a penalty, a hook, another use)"
-    elif names:
-        what = f".grad of {listed([*dict.fromkeys(names)])} was written to after a backward pass"
-    else:
-        what = "an inner autograd.grad(create_graph=True) went through the forward pass"
-    warnings.warn(
-        f"step skipped: {what}, and this step does not prove itself. Those that follow do, while that goes on. Call "
-        "step() before gradients are clipped or otherwise changed, and compute penalties under "
-        "`with monitor.paused():` after it.",
-        stacklevel=5,
-    )
 
 
 def _unscaled(scaler: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import UnsupportedError
-from ..uses import Leaf, project
+from ..uses import executes, project
 from .refusals import refuse_uncounted
 
 if TYPE_CHECKING:
@@ -44,11 +44,7 @@ class MicroBatches:
     def __init__(self, session: Session, parameters: dict[str, nn.Parameter]) -> None:
         self._session, self._parameters = session, list(parameters.values())
         self.proof: Proof | None = None
-        with torch.inference_mode(False):
-            self._leaves = [
-                Leaf(name, parameter, torch.autograd.graph.get_gradient_edge(parameter).node)
-                for name, parameter in parameters.items()
-            ]
+        self._names = list(parameters)
         self.clear()
 
     def clear(self) -> None:
@@ -67,11 +63,12 @@ class MicroBatches:
     def _arrived(self, row: int, grad: Tensor) -> None:
         session = self._session
         # torch.autograd.grad looks at gradients, and adds nothing to .grad.
-        if not session.measuring or not self._leaves[row].reached():
+        node = torch.autograd.graph.get_gradient_edge(self._parameters[row]).node
+        if not session.measuring or not executes(node):
             return
         session.backward_runs(grad)
         if session.directions is not None:
-            dense, name = grad.coalesce().to_dense() if grad.is_sparse else grad, self._leaves[row].name
+            dense, name = grad.coalesce().to_dense() if grad.is_sparse else grad, self._names[row]
             self._projections.setdefault(name, []).append(project(dense, session.directions(name, dense)))
         before_this = session.sizes[:-1]
         place = len(before_this)

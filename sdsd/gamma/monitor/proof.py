@@ -46,7 +46,12 @@ class Prover:
 
     def direction(self, name: str, parameter: Tensor) -> tuple[Tensor, Tensor]:
         """u over the first dimension, v over the others, from a generator of their own."""
-        if name not in self._directions or self._directions[name][0].device != parameter.device:
+        known = self._directions.get(name)
+        if (
+            known is None
+            or known[0].device != parameter.device
+            or known[0].numel() * known[1].numel() != max(parameter.numel(), 1)
+        ):
             # By the name, so that all ranks take the same direction.
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             rows = parameter.shape[0] if parameter.ndim > 1 else 1

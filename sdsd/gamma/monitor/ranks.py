@@ -48,6 +48,8 @@ def ranks_of(model: nn.Module, parameters: list[nn.Parameter], given: Any) -> Ra
                 "tensor or pipeline parallelism."
             )
         return Ranks(mesh.get_group(), mesh.size(), True)
+    while isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile's wrapper
+        model = model._orig_mod  # type: ignore[assignment]
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return Ranks(model.process_group, dist.get_world_size(model.process_group), False)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Container
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,9 @@ def no_backward(session: Session, parameters: Parameters) -> RuntimeError:
             f" {listed(trained)} have gradients, but not from a forward pass of this model that was seen: call "
             "the model as a whole, or what you call in its place by monitor.forward(function, *inputs), or clear old "
             "gradients. Nor is a forward pass seen that ran before the monitor was attached, or during a step that "
-            "`every` leaves out."
+            "`every` leaves out. Gradients that autograd.grad returned and that were put into .grad by hand (PCGrad) "
+            "came by no backward pass: call loss.backward(retain_graph=True) and step() first, clear, then put them "
+            "there."
         )
     return RuntimeError(f"step() needs a backward pass since the last call. Call it after loss.backward().{seen}")
 
@@ -187,11 +190,13 @@ def of_unmeasured(session: Session, unseen: list[str], coverage: Container[str])
     )
 
 
-def unproved(differences: dict[str, float], factor: float | None, differentiated: bool) -> UnsupportedError:
+def unproved(
+    differences: dict[str, float], factor: float | None, *, differentiated: bool, ranks: int
+) -> UnsupportedError:
     """The error of a step whose gradients are not what its samples add up to, by these parts of them.
 
     factor: what every gradient is of what was measured, where that is one number. differentiated: an inner
-    autograd.grad(create_graph=True) went through the forward pass.
+    autograd.grad(create_graph=True) went through the forward pass. ranks: those that share the step.
     """
     shown = [
         f"{name} ({100 * difference:{'.2g' if difference < 1 else '.0f'}}% of it)" if difference < math.inf else name
@@ -219,7 +224,45 @@ def unproved(differences: dict[str, float], factor: float | None, differentiated
             "hook or by clipping before step(). Compute penalties under `with monitor.paused():` after step(), clear "
             "gradients after every step, or leave the parameter out with parameters=…."
         )
+    if ranks > 1 and not differentiated and factor is None:
+        reason += (
+            f" Or .grad is not the average over all {ranks} ranks: where they step apart (no_sync throughout, local "
+            "SGD), pass process_group=None to measure each alone; a communication hook that compresses gradients "
+            "leaves no average."
+        )
     return UnsupportedError(
         "the step does not prove itself: what arrived in .grad is not what the measured samples add up to, for\n  "
         f"{', '.join(shown)}{more}.\n{reason}"
+    )
+
+
+def warn_of_too_few(n: int, exact: bool) -> None:
+    """Say that a step held too little for a variance."""
+    of_what = "sample" if exact else "micro-batch"
+    if exact:
+        what_to_do = "take micro-batches for samples, mode='micro' with two or more backward passes a step"
+    else:
+        what_to_do = "split its batch into two or more backward passes"
+    warnings.warn(
+        f"step skipped: it held {n} {of_what}{'' if n else 's'}, and a variance needs at least 2. Where every step is "
+        f"like this one, {what_to_do}.",
+        stacklevel=5,
+    )
+
+
+def warn_of_doubt(names: list[str], came: bool = False) -> None:
+    """Say that a step is skipped whose gradients `came` otherwise, or were changed, and which cannot be proved."""
+    if came and not names:
+        what = "on some rank a gradient did not come as in the steps before, or an inner autograd.grad went through"
+    elif came:
+        what = f".grad of {listed(names)} did not come as in the steps before (a penalty, a hook, another use)"
+    elif names:
+        what = f".grad of {listed([*dict.fromkeys(names)])} was written to after a backward pass"
+    else:
+        what = "an inner autograd.grad(create_graph=True) went through the forward pass"
+    warnings.warn(
+        f"step skipped: {what}, and this step does not prove itself. Those that follow do, while that goes on. Call "
+        "step() before gradients are clipped or otherwise changed, and compute penalties under "
+        "`with monitor.paused():` after it.",
+        stacklevel=5,
     )

@@ -259,6 +259,12 @@ class Session:
         self.operands.clear()
         self.plans.clear()
 
+    def keep_to_shapes(self) -> None:
+        """Where .data took another shape, the node that is kept, which adds to .grad, refuses it: let go of all."""
+        for held in self.operands.values():
+            if held.tensor.shape != held.shape:
+                return self.forget()
+
     def _note_empty(self, ledger: Pass) -> None:
         if not self.pauses:
             ledger.tasks.add(self.enter_task(ledger))

@@ -30,7 +30,7 @@ from .convolutions import by_samples, products_win, squares_by_products
 from .ledger import Pass, carrying, settle
 from .measuring import Measuring
 from .opaque import through_compiled
-from .operand import ANNOUNCED, Leaf, Operand
+from .operand import ANNOUNCED, Leaf, Operand, executes
 from .pieces import FEW, SAFE, chunks, lookup_squares, project, square_norm, sum_of_squares, wide
 from .plans import Plan
 from .tensors import deep_tensors
@@ -49,6 +49,7 @@ __all__ = [
     "chunks",
     "combine",
     "deep_tensors",
+    "executes",
     "lookup_squares",
     "products_win",
     "project",

@@ -97,9 +97,10 @@ def per_sample_weight(grad: Tensor, x: Tensor, weight: Tensor, settings: tuple[A
     shape = (n * weight.shape[0], *weight.shape[1:])
     # Only the shape of the weight is looked at when its gradient alone is asked for.
     stand_in = weight.new_zeros(1).expand(shape)
+    # By way of one dimension: strides of dimensions of size 1 may look like channels last, which torch then fails at.
     together = torch.ops.aten.convolution_backward(
-        grad.reshape(1, -1, *grad.shape[2:]),
-        x.reshape(1, -1, *x.shape[2:]),
+        grad.reshape(-1).view(1, -1, *grad.shape[2:]),
+        x.reshape(-1).view(1, -1, *x.shape[2:]),
         stand_in,
         [0],
         stride,

@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from .pieces import Dense, Lookup, Piece, Product, chunks, wide
+from .pieces import Dense, Lookup, OfSamples, Piece, Product, chunks, wide
 
 
 def of_samples(piece: Piece, owners: Tensor, n: int, shape: torch.Size, max_bytes: int) -> Piece:
@@ -16,6 +16,8 @@ def of_samples(piece: Piece, owners: Tensor, n: int, shape: torch.Size, max_byte
     Products and lookups stay what they are: the rows of a sample become its positions, with zeros where it has fewer
     than others.
     """
+    if not len(owners):
+        return OfSamples(0, torch.zeros(shape, device=owners.device), n)
     if isinstance(piece, Product):
         a, b = _side_by_side([piece.a, piece.b], owners, n)
         return Product(a, b, piece.transposed)
@@ -30,7 +32,8 @@ def of_samples(piece: Piece, owners: Tensor, n: int, shape: torch.Size, max_byte
         if total is None:
             total = each.new_zeros(n, *shape)
         total.index_add_(0, owners[start:stop], each)
-    return Dense(torch.zeros(n, *shape, device=owners.device) if total is None else total)
+    assert total is not None
+    return Dense(total)
 
 
 class ByGroup(Piece):

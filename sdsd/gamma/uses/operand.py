@@ -156,11 +156,11 @@ class Operand:
     `unexpanded`: gradients come with respect to what the operand is an expansion of.
     """
 
-    __slots__ = ("base", "device", "direct", "dtype", "leaves", "reached", "source", "tensor")
+    __slots__ = ("base", "device", "direct", "dtype", "leaves", "reached", "shape", "source", "tensor")
 
     def __init__(self, tensor: Tensor, leaves: list[Leaf], unexpanded: bool = False) -> None:
         self.tensor = self.base = tensor
-        self.leaves, self.dtype, self.device = leaves, tensor.dtype, tensor.device
+        self.leaves, self.dtype, self.device, self.shape = leaves, tensor.dtype, tensor.device, tensor.shape
         self.direct = tensor.grad_fn is None
         self.reached: list[Leaf] = []
         self.source = None

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..following import Rows, Single, Track, rows_in_view, track_of
 from .grouping import of_samples
 from .operand import ANNOUNCED, Operand, leaves_of
-from .pieces import Piece
+from .pieces import Dense, Piece
 
 if TYPE_CHECKING:
     from .measuring import Measuring
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _will_execute = torch._C._will_engine_execute_node
 _current_task = torch._C._current_graph_task_id
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 _profiling, _with_gradients = torch.autograd._profiler_enabled, torch.is_grad_enabled
 Measure = Callable[..., Iterable[tuple[int, Piece]]]
 """measure(b, *saved) → (index of the operand, its piece); b the output's gradient."""
@@ -111,6 +112,10 @@ class Use:
     def names(self) -> list[str]:
         return [leaf.name for operand in self.operands for leaf in operand.leaves]
 
+    def of_none(self) -> bool:
+        """Whether it is of chosen rows, and none was chosen."""
+        return self.owners is not None and not len(self.owners.samples)
+
     def wanted(self) -> bool:
         """Whether this backward pass is to be measured here: it runs for a batch, and reaches .grad."""
         session, ledger = self.mode.session, self.mode.ledger
@@ -190,7 +195,7 @@ class Use:
                     raise ChangedError
             else:
                 saved = self.saved.load()
-            self.saved = None
+            self.saved = self.saved if _keeps_graph() else None
             if self.alone and self.plan is not None and self.plan.squares is not None:
                 squares = self.plan.squares(b, *saved)
                 if squares is not None:
@@ -204,8 +209,12 @@ class Use:
                 operand.deliver(ledger, piece)
         except ChangedError:
             ledger.refuse(self.names, "what it was applied to was changed in place afterwards")
-        except Exception as error:  # training goes on; the step says what happened
-            ledger.refuse(self.names, f"its samples could not be measured ({type(error).__name__}: {error})")
+        except Exception as error:
+            self.failed(error)
+
+    def failed(self, error: Exception) -> None:
+        """Measuring failed: training goes on, and the step says what happened."""
+        self.mode.ledger.refuse(self.names, f"its samples could not be measured ({type(error).__name__}: {error})")
 
 
 def operands_of(mode: Measuring, tensors: list[Tensor], unexpanded: bool = False) -> tuple[list[Operand], str | None]:
@@ -295,10 +304,15 @@ def watch(
         return []
     mode.note_checkpoint()
     use = register(mode, operands, kind)
-    use.measure, use.saved = measure, Saved(saved)
+    use.measure, use.saved = _of_no_rows(operands) if use.of_none() else measure, Saved(saved)
     if not mode.repeats:
         hook_on(out, use)
     return operands
+
+
+def _of_no_rows(operands: list[Operand]) -> Measure:
+    """What no rows bring to operands, in the place of a measure that may fail for want of a row."""
+    return lambda *_: ((k, Dense(each.base.detach().new_zeros(0, 1))) for k, each in enumerate(operands))
 
 
 def hook_on(out: Tensor, use: Use) -> None:

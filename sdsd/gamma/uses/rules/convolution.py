@@ -172,22 +172,23 @@ class _Joined(torch.autograd.Function):
         need_weight, need_bias, *_, need_x = ctx.needs_input_grad
         measured = use.wanted()
         differentiated = torch.is_grad_enabled()
-        if differentiated or not measured:
-            if differentiated and ctx.weight is not None:
-                weight = ctx.weight.to(x.dtype)
-            sizes = [weight.shape[1] * settings[5] if settings[3] else weight.shape[0]]
-            grad_x, grad_weight, grad_bias = _backward(
-                grad, x, weight, sizes, *settings, [need_x, need_weight, need_bias]
-            )
+        try:
+            if measured and not differentiated:
+                grad_x, grad_weight, grad_bias = _measure(use, x, grad, weight, settings, need_x=need_x, wanted=True)
+                return grad_weight, grad_bias if need_bias else None, None, None, None, grad_x if need_x else None
             if measured:
                 with torch.no_grad():
                     _measure(use, x.detach(), grad.detach(), weight.detach(), settings)
-            grad_weight, grad_bias = (
-                each.to(use.operands[k].tensor.dtype) if need else None
-                for k, (each, need) in enumerate(((grad_weight, need_weight), (grad_bias, need_bias)))
-            )
-        else:
-            grad_x, grad_weight, grad_bias = _measure(use, x, grad, weight, settings, need_x=need_x, wanted=True)
+        except Exception as error:
+            use.failed(error)
+        if differentiated and ctx.weight is not None:
+            weight = ctx.weight.to(x.dtype)
+        sizes = [weight.shape[1] * settings[5] if settings[3] else weight.shape[0]]
+        grad_x, grad_weight, grad_bias = _backward(grad, x, weight, sizes, *settings, [need_x, need_weight, need_bias])
+        grad_weight, grad_bias = (
+            each.to(use.operands[k].tensor.dtype) if need else None
+            for k, (each, need) in enumerate(((grad_weight, need_weight), (grad_bias, need_bias)))
+        )
         return grad_weight, grad_bias if need_bias else None, None, None, None, grad_x if need_x else None
 
 

@@ -144,13 +144,20 @@ class _Joined(torch.autograd.Function):
             by_input = _by_torch(norm, ctx.needs_input_grad[:3], grad, x, weight, bias)
             if measured:
                 ledger.begin(use, grad.dtype)
-                with torch.no_grad():
-                    _deliver(use, norm, ctx.track, [t.detach() for t in (grad, x, mean, rstd)])
+                try:
+                    with torch.no_grad():
+                        _deliver(use, norm, ctx.track, [t.detach() for t in (grad, x, mean, rstd)])
+                except Exception as error:
+                    use.failed(error)
             return *by_input, None, None, None
+        try:
+            rows = norm.rows([grad, x, mean, rstd], ctx.track, ledger.n)
+            settings = (use.operands[0].leaves[0].tensor.dtype,)
+            of_weight, of_bias = land(use, places, grad.dtype, scale_shift_grads, tuple(rows), settings)
+        except Exception as error:
+            use.failed(error)
+            return *_by_torch(norm, ctx.needs_input_grad[:3], grad, x, weight, bias), None, None, None
         grad_x = norm.input_grad(grad, x, weight, bias, mean, rstd) if ctx.needs_input_grad[0] else None
-        rows = norm.rows([grad, x, mean, rstd], ctx.track, ledger.n)
-        settings = (use.operands[0].leaves[0].tensor.dtype,)
-        of_weight, of_bias = land(use, places, grad.dtype, scale_shift_grads, tuple(rows), settings)
         if weight.ndim > 1:
             of_weight, of_bias = of_weight.view_as(weight), None if of_bias is None else of_bias.view_as(weight)
         return grad_x, of_weight, of_bias, None, None, None

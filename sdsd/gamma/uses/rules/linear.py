@@ -229,18 +229,21 @@ class _Joined(torch.autograd.Function):
         grad_x = grad_weight = grad_bias = None
         if need_x:
             grad_x = (b2.mm(weight.t()) if ctx.how.transposed else b2.mm(weight)).view(x.shape)
-        if differentiated or not measured:
-            # A gradient that is to be differentiated, or of a pass that is nobody's batch: the layer's own.
-            x2 = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-            if need_weight:
-                grad_weight = (x2.t().mm(b2) if ctx.how.transposed else b2.t().mm(x2)).to(_dtype_of(use, 0, x))
-            if need_bias:
-                grad_bias = b2.sum(0).to(_dtype_of(use, 1, x))
+        try:
+            if measured and not differentiated:
+                grad_weight, grad_bias = _measure(use, ctx.how, x, grad, True)
+                return grad_weight, grad_bias, None, None, None, grad_x
             if measured:
                 with torch.no_grad():
                     _measure(use, ctx.how, x.detach(), grad.detach(), False)
-        else:
-            grad_weight, grad_bias = _measure(use, ctx.how, x, grad, True)
+        except Exception as error:
+            use.failed(error)
+        # A gradient that is to be differentiated, or of a pass that is nobody's batch: the layer's own.
+        x2 = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+        if need_weight:
+            grad_weight = (x2.t().mm(b2) if ctx.how.transposed else b2.t().mm(x2)).to(_dtype_of(use, 0, x))
+        if need_bias:
+            grad_bias = b2.sum(0).to(_dtype_of(use, 1, x))
         return grad_weight, grad_bias, None, None, None, grad_x
 
 

@@ -76,8 +76,8 @@ _PLAIN = Track(0)
 
 def _in_parts(squares: Callable[..., tuple[float, ...]], x: Tensor) -> Squares:
     """`squares`, which takes tensors with samples first, of which x (N, …) is one, for some samples at a time."""
-    parts = [slice(*part) for part in chunks(x.shape[0], x[0].nbytes, PART_BYTES)]
-    return squares if len(parts) == 1 else functools.partial(_added, squares, parts)
+    parts = [slice(*part) for part in chunks(x.shape[0], x.nbytes // max(1, x.shape[0]), PART_BYTES)]
+    return squares if len(parts) < 2 else functools.partial(_added, squares, parts)
 
 
 def _added(squares: Callable[..., tuple[float, ...]], parts: list[slice], *given: Tensor) -> tuple[float, ...]:
