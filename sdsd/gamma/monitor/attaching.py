@@ -56,6 +56,8 @@ class Attachment:
             raise ValueError("model: a GammaMonitor watches it already. Call detach() on that one first.")
         if session.exact:
             _refuse_mixing(root)
+        if session.sharded:
+            _refuse_whole(session)
         coverage: dict[str, str | None] = {}
         owners: dict[str, list[Watcher]] = {}
         for path, module, rule, own in _owners(parameters):
@@ -178,6 +180,20 @@ def _refuse_mixing(root: nn.Module) -> None:
             "GammaMonitor(model, mode='micro') with two or more backward passes a step (gradient accumulation, or "
             "several ranks). Or freeze the statistics: put the layers in eval mode before attaching, or replace "
             "them by GroupNorm."
+        )
+
+
+def _refuse_whole(session: Session) -> None:
+    """Raise for what asks for whole gradients, or for a whole metric, where FSDP2 leaves a part to each rank."""
+    if not session.exact:
+        raise ValueError(
+            "mode: expected 'exact' for parameters that FSDP2 shards, got 'micro', which takes whole gradients as they "
+            "arrive, and no rank has one. Pass mode='exact'."
+        )
+    if session.scaled:
+        raise ValueError(
+            "precondition: expected None for parameters that FSDP2 shards, whose optimizer has a part of the metric on "
+            "each rank. Leave it out, or measure under DistributedDataParallel."
         )
 
 

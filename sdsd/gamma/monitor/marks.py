@@ -27,12 +27,13 @@ class Marks:
     came: of each parameter that is watched, how gradients came to be added to its .grad: their memory, the writes to
         it, and whether they were views.
     always: whether all are watched from the first gradients on, and not only where these are added to others.
+    elsewhere: whether gradients may be kept in another place than .grad, as those that FSDP2 has not shared out yet.
     begun: to be called once, when gradients are watched for the first time: no step has said yet how they come.
     """
 
     def __init__(self) -> None:
         self.came: dict[str, set[tuple[int, int, bool]]] = {}
-        self.always = False
+        self.always = self.elsewhere = False
         self.begun: Callable[[], None] | None = None
         self._watched: dict[str, tuple[Any, Any]] = {}
         self._held: dict[str, tuple[weakref.ref[Tensor], int]] = {}
@@ -112,7 +113,7 @@ class Marks:
                 names.append(name)
                 if not self._held or name in self._held:
                     changed.append(grad)
-        if untouched and not names:
+        if not names and (untouched or (self.elsewhere and not self._held)):
             return names
         # Of those that were written to, one stands for all; a device is waited for.
         cleared = not any(bool(local(grad).any()) for grad in (*changed[:1], *untouched))

@@ -69,20 +69,20 @@ class Meter:
         strict: bool,
     ) -> None:
         self._session, self._parameters, self._ranks, self._sums = session, parameters, ranks, sums
-        self.reduction, self._population, self._strict = loss_reduction, population, strict
-        self.scaler = scaler
+        self.reduction, self._population, self._strict, self.scaler = loss_reduction, population, strict, scaler
         self.micro: MicroBatches | None = None
         # Several ranks wait for the device at every step, to know how many samples there are.
         self.prover = Prover(EVERY_ON_CPU if parameters.device.type == "cpu" or ranks.world > 1 else EVERY)
-        self.arrivals = Arrivals()
+        self.arrivals, self._nothing_left = Arrivals(), ""
         self._doubted: list[str] | None = None
         session.marks.always, session.marks.begun = ranks.world > 1 and not ranks.sharded, self.prover.again
+        session.marks.elsewhere = ranks.sharded
         self.captured: Step | None = None
-        self._nothing_left = ""
 
     def begin_step(self, measuring: bool) -> None:
         self._session.reset(measuring)
-        self._session.directions = self.prover.direction if self.prover.due() and not self._ranks.sharded else None
+        proving = self.prover.due() or (self._ranks.wrapped is not None and bool(self._ranks.hooks()))
+        self._session.directions = self.prover.direction if proving else None
         # Ranks have to agree on which steps they prove.
         self._session.direction = self.prover.direction if self._ranks.world == 1 and not self._ranks.sharded else None
 
@@ -182,6 +182,7 @@ class Meter:
         Ranks may hold batches of different size; that is known to none of them alone. They agree here on
         whether any of them doubts its gradients.
         """
+        self._ranks.refuse_joined()
         session, names, differentiated = self._session, [], False
         if not self._ranks.sharded:
             unusual = self.arrivals.unusual(session.parameters, groups, session.marks, proved=False)
@@ -294,6 +295,7 @@ class Meter:
 
         False, with a warning, where it had to be proved and cannot be.
         """
+        self._ranks.refuse_joined()
         session, prover = self._session, self.prover
         proof = None if self.micro is None else self.micro.proof
         prover.steps += 1
@@ -309,7 +311,7 @@ class Meter:
         differences, factor = self._differences(proof.projections, proof.squares, {}, n)
         if differences:
             prover.again()
-            raise unproved(differences, factor, differentiated=False, ranks=self._ranks.world)
+            raise unproved(differences, factor, differentiated=False, ranks=self._ranks)
         return True
 
     def _differences(self, projections: Projections, squares: Tensor, dtypes: Dtypes, n: int) -> Differences:
@@ -332,6 +334,9 @@ class Meter:
             prover.direction(name, grad)
         sums = dict(zip(names, table[0] * unit, strict=True))
         of_each = dict(zip(names, table[1] * unit**2, strict=True))
+        if self._ranks.sharded:  # compiled code has directions of its own, which are not to be cut
+            gradients = {name: grad for name, grad in gradients.items() if name not in probed}
+        dtypes = {name: dtype for name in names if (dtype := self._ranks.rounded(dtypes.get(name))) is not None}
         differences = prover.differences(sums, of_each, gradients, dtypes, n, on_waves=probed)
         return differences, prover.common_factor() if differences else None
 
@@ -364,7 +369,7 @@ class Meter:
         self.prover.again()
         if self._strict:
             differentiated = any(ledger.differentiated for ledger in ledgers)
-            raise unproved(differences, factor, differentiated=differentiated, ranks=self._ranks.world)
+            raise unproved(differences, factor, differentiated=differentiated, ranks=self._ranks)
         why = "what arrived in .grad is not what the measured samples add up to (off by {:.1%} of it)"
         self._leave_out({name: why.format(difference) for name, difference in differences.items()})
         return False

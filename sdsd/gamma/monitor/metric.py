@@ -30,7 +30,10 @@ class Metric:
         self._groups = precondition.groups_of(self.optimizer)
         for name, parameter in self._parameters.measured().items():
             if id(parameter) not in self._groups:
-                raise ValueError(f"precondition: the optimizer does not hold {name}.")
+                raise ValueError(
+                    f"precondition: the optimizer does not hold {name}. Pass the names of those that it holds as "
+                    "parameters=…; where each part has an optimizer, give each a monitor."
+                )
 
     def scale(self, name: str) -> Tensor | None:
         """D of a parameter in this step; None where gradients are measured as they are."""

@@ -110,8 +110,9 @@ class GammaMonitor(Readings):
         batch_dim, self.population = check_dimension(batch_dim), check_population(population)
         self.model, self.every, self.ema, self.confidence = model, every, ema, confidence
         self.loss_reduction, self.strict = loss_reduction, strict
-        self._auto, self._parameters = mode == "auto" and precondition is None, Parameters(unwrap(model), parameters)
-        ranks = ranks_of(model, list(self._parameters.chosen.values()), process_group)
+        self._parameters = Parameters(unwrap(model), parameters)
+        ranks = ranks_of(model, self._parameters, process_group)
+        self._auto = mode == "auto" and precondition is None and not ranks.sharded
         self._metric = Metric(precondition, self._parameters)
         self._session = session = Session(batch_dim, batch_size, max_bytes)
         session.exact, session.sharded = mode != "micro", ranks.sharded

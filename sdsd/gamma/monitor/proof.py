@@ -14,6 +14,7 @@ from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..layers import on_waves as waved
@@ -89,12 +90,9 @@ class Prover:
             direction = self._directions.get(name)
             if direction is None or name not in measured:
                 continue
-            values: Any = gradient.coalesce().to_dense() if gradient.is_sparse else gradient
-            projected = waved(values.detach()) if name in on_waves else project(values, direction)
-            actual = projected.item()
-            norm = torch.linalg.vector_norm(values).item()
+            actual, norm = _arrived(gradient, direction, name in on_waves)
             given = norm + math.sqrt(max(squares[name].item(), 0.0))
-            most_off = _rounding(max_eps(dtypes.get(name), values.dtype), values.is_cpu, given, whole)
+            most_off = _rounding(max_eps(dtypes.get(name), gradient.dtype), gradient.is_cpu, given, whole)
             difference = abs(actual - measured[name].item())
             most = math.sqrt(samples * max(squares[name].item(), 0.0))
             if math.isfinite(norm) and norm > most + most_off:
@@ -113,6 +111,38 @@ class Prover:
         middle = sorted(ratios)[len(ratios) // 2]
         alike = all(abs(each - middle) <= 1e-2 * abs(middle) for each in ratios)
         return middle if alike and abs(middle - 1) > 1e-2 else None
+
+
+def _arrived(gradient: Any, direction: tuple[Tensor, Tensor], on_waves: bool) -> tuple[float, float]:
+    """The projection of a gradient, and its norm; of one that is sharded every rank has to ask."""
+    if hasattr(gradient, "to_local"):
+        projected, square = _of_shards(gradient, direction).tolist()
+        return projected, math.sqrt(square)
+    values = gradient.coalesce().to_dense() if gradient.is_sparse else gradient
+    projected = waved(values.detach()) if on_waves else project(values, direction)
+    return projected.item(), torch.linalg.vector_norm(values).item()
+
+
+def _of_shards(gradient: Any, direction: tuple[Tensor, Tensor]) -> Tensor:
+    """The projection of a gradient that FSDP2 sharded and its squared norm, added up over ranks; shape: (2,)."""
+    mesh, local, (u, v) = gradient.device_mesh, gradient.to_local(), direction
+    along = gradient.placements[0].dim
+
+    def part(values: Tensor, dim: int) -> Tensor:
+        parts = values.chunk(mesh.size(), dim)  # as torch shards; the last ranks may have nothing
+        return parts[mesh.get_local_rank()] if mesh.get_local_rank() < len(parts) else values[:0]
+
+    if gradient.ndim < 2:
+        v = part(v, 0)
+    elif along == 0:
+        u = part(u, 0)
+    else:
+        v = part(v.view(gradient.shape[1:]), along - 1).flatten()
+    sums = torch.zeros(2, dtype=torch.float64, device=local.device)
+    if local.numel():
+        sums[0], sums[1] = project(local, (u, v)), torch.linalg.vector_norm(local).double().square()
+    dist.all_reduce(sums, group=mesh.get_group())
+    return sums
 
 
 def _rounding(dtype: torch.dtype, on_cpu: bool, size: float, whole: float) -> float:

@@ -16,6 +16,7 @@ from ..uses import Pass
 from .inputs import capturing
 from .marks import local
 from .parameters import Parameters, by_reason, listed
+from .ranks import Ranks
 
 if TYPE_CHECKING:
     from .session import Session
@@ -45,7 +46,7 @@ def refuse_uncounted(groups: list[list[Pass]], *, unfinished: bool, same_samples
     if stale is not None:
         raise UnsupportedError(
             f"{stale}: its .grad still held the gradient of the step before when a new batch was added to it. "
-            "Clear gradients after every step (optimizer.zero_grad())."
+            "Clear gradients after every step (optimizer.zero_grad(), of every optimizer of the model)."
         )
 
 
@@ -191,7 +192,7 @@ def of_unmeasured(session: Session, unseen: list[str], coverage: Container[str])
 
 
 def unproved(
-    differences: dict[str, float], factor: float | None, *, differentiated: bool, ranks: int
+    differences: dict[str, float], factor: float | None, *, differentiated: bool, ranks: Ranks
 ) -> UnsupportedError:
     """The error of a step whose gradients are not what its samples add up to, by these parts of them.
 
@@ -208,7 +209,8 @@ def unproved(
     elif factor is not None:
         reason = (
             f"Every gradient is {factor:.4g} times what its samples add up to: call step() before gradients are "
-            "clipped or otherwise scaled; where a GradScaler scaled the loss, pass it to the monitor as scaler=…."
+            "clipped or otherwise scaled; where a GradScaler scaled the loss, pass it to the monitor as scaler=…; "
+            "divide losses by the number of micro-batches, not gradients (pipelines: scale_grads=False)."
         )
     elif differentiated:
         reason = (
@@ -224,15 +226,9 @@ def unproved(
             "hook or by clipping before step(). Compute penalties under `with monitor.paused():` after step(), clear "
             "gradients after every step, or leave the parameter out with parameters=…."
         )
-    if ranks > 1 and not differentiated and factor is None:
-        reason += (
-            f" Or .grad is not the average over all {ranks} ranks: where they step apart (no_sync throughout, local "
-            "SGD), pass process_group=None to measure each alone; a communication hook that compresses gradients "
-            "leaves no average."
-        )
     return UnsupportedError(
         "the step does not prove itself: what arrived in .grad is not what the measured samples add up to, for\n  "
-        f"{', '.join(shown)}{more}.\n{reason}"
+        f"{', '.join(shown)}{more}.\n{reason}{ranks.why_not_proved(factor)}"
     )
 
 
