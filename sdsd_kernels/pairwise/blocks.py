@@ -9,7 +9,7 @@ s_i is a power of two that brings a neuron out of range back into it. A block ha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .._precision import exact_float32
 from .._progress import Progress
-from .products import SUMMED, product, symmetric_cosines, upper_products
+from .products import STRIP, SUMMED, product, symmetric_cosines, upper_products
 from .reading import PASS_ELEMENTS, Values, out_of_range, scales, values_of
 
 SAMPLES_AT_ONCE = 1024
@@ -161,37 +161,41 @@ def block_places(
 
 def blocks_of(
     left: Neurons, right: Neurons, sides: tuple[int, int], *, fill: float, once: bool = True, group: int = 1
-) -> Callable[[int, int], Tensor]:
+) -> Callable[..., Tensor]:
     """What gives the cosines of the block that begins at a row and a column, one after the other in the same buffer.
 
     `fill` stands where no pair is: a neuron meets itself, or one has no direction; beyond the ends, up to a multiple of
     `group` rows and columns; and, where each pair is wanted only `once`, below the diagonal.
     """
+    gaps = [not bool(neurons.directed.all()) for neurons in (left, right)]
     buffer = left.rows.new_empty(math.prod(-(-side // group) * group for side in sides), dtype=left.dtype)
 
-    def block_at(row: int, column: int) -> Tensor:
+    def block_at(row: int, column: int, sides: Sequence[int] = sides) -> Tensor:
         rows, columns = min(sides[0], left.rows.shape[0] - row), min(sides[1], right.rows.shape[0] - column)
         shape = -(-rows // group) * group, -(-columns // group) * group
         padded = buffer[: shape[0] * shape[1]].view(shape)
         block = padded[:rows, :columns]
-        fill_cosines(block, left, row, right, column)
-        padded[rows:] = fill
-        padded[:, columns:] = fill
-        if left is right and once and column < row + rows:
-            square = block[:, : row + rows - column]
-            square.masked_fill_(torch.ones_like(square, dtype=torch.bool).tril_(row - column), fill)
+        fill_cosines(block, left, row, right, column, once=once)
+        if shape != (rows, columns):
+            padded[rows:] = fill
+            padded[:, columns:] = fill
+        if left is right and once and row == column:
+            for top in range(0, rows, STRIP):
+                corner = block[top : top + STRIP, top : top + STRIP]
+                corner.masked_fill_(torch.ones_like(corner, dtype=torch.bool).tril_(), fill)
+                block[top : top + STRIP, :top] = fill
         elif left is right:
             block.diagonal(row - column).fill_(fill)
         for side, neurons, start in ((0, left, row), (1, right, column)):
-            without = (~neurons.directed[start : start + block.shape[side]]).nonzero().flatten()
-            if len(without):
+            if gaps[side]:
+                without = (~neurons.directed[start : start + block.shape[side]]).nonzero().flatten()
                 block.index_fill_(side, without, fill)
         return padded
 
     return block_at
 
 
-def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: int) -> None:
+def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: int, *, once: bool = False) -> None:
     """Write C[row:, column:] of `left` against `right` into `out`, as much of it as `out` holds.
 
     Where `left is right`, a block that starts on the diagonal (row == column), which is no higher than wide, is
@@ -204,15 +208,16 @@ def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: i
         _fill_products(out, left, row, right, column, side if out.device.type == "cpu" else 0)
     unit = left.unit and right.unit
     inverse, column_inverse = left.inverse_norm[row : row + rows], right.inverse_norm[column : column + columns]
-    if side:
+    if side and not once:
         symmetric_cosines(out[:, :side], inverse, unit=unit)
+        out, column_inverse = out[:, side:], column_inverse[side:]
+    if unit:
+        out.clamp_(-1, 1)
+        return
     step = max(1, FINISH_ELEMENTS // columns) if out.device.type == "cpu" else rows
-    for top in range(0, rows, step) if side < columns else ():
-        some = out[top : top + step, side:]
-        if not unit:
-            # r_i r_j first: multiplying by one and then by the other would depend on which neuron comes first.
-            some.mul_(inverse[top : top + step, None] * column_inverse[side:])
-        some.clamp_(-1, 1)
+    for some, factor in zip(out.split(step), inverse[:, None].split(step), strict=True):
+        # r_i r_j first: multiplying by one and then by the other would depend on which neuron comes first.
+        some.mul_(factor * column_inverse).clamp_(-1, 1)
 
 
 def _fill_products(out: Tensor, left: Neurons, row: int, right: Neurons, column: int, side: int) -> None:

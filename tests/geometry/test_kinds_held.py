@@ -189,3 +189,21 @@ def test_what_cannot_be_copied_is_named(inplace):
     with pytest.raises(TypeError, match=r"the attribute 'lock' \(lock\) of module '0' cannot be copied .* Take it off"):
         remove_neurons(model, "0.a", [3], example_input=x, inplace=inplace)
     assert model(x).shape == (6, 3)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.Conv3d])
+def test_weights_stay_channels_last(kind):
+    last = torch.channels_last if kind is nn.Conv2d else torch.channels_last_3d
+    model = nn.Sequential(kind(3, 8, 3), nn.ReLU(), kind(8, 2, 3)).to(memory_format=last)
+    x = torch.randn(2, 3, *[7] * (model[0].weight.ndim - 2))
+    smaller, _ = remove_neurons(model, "0", [1, 5], example_input=x)
+    assert all(smaller[k].weight.is_contiguous(memory_format=last) for k in (0, 2))
+    assert smaller[0].bias.is_contiguous()
+
+
+def test_a_parameter_cut_in_place_has_the_attributes_it_had():
+    model, (x,) = Small(), batches(1)
+    model.a.weight.no_weight_decay = True
+    remove_neurons(model, "a", [3], example_input=x, inplace=True)
+    assert model.a.weight.shape == (7, 5)
+    assert model.a.weight.no_weight_decay

@@ -47,6 +47,8 @@ def test_every_way_through_the_blocks(x, data):
         patch.setattr(cpu, "COLUMN_GROUP", data.draw(st.sampled_from([1, 2, 4])))
         patch.setattr(cpu, "WHOLE_ROWS_FROM", data.draw(st.sampled_from([0, 16, 1000])))
         patch.setattr(cpu, "STRIP_ELEMENTS", {"cpu": data.draw(st.sampled_from([1, 300]))})
+        patch.setattr(cpu, "WAITING", data.draw(st.sampled_from([0, 30, 1000])))
+        patch.setattr(cpu, "AT_ONCE", data.draw(st.sampled_from([1, 32])))
         found = cosine_topk(x, k, farthest=farthest, other=x if among_others else None, backend="torch")
     check(found, exact_scores(x, x if among_others else None), k, farthest, 0)
 
@@ -54,7 +56,7 @@ def test_every_way_through_the_blocks(x, data):
 def test_the_rare_branches_are_taken(monkeypatch):
     """What the test above relies on: its data reach both ways of merging and the raised threshold."""
     taken = set()
-    for name in ("_merge", "_merge_all", "take"):
+    for name in ("merge", "_merge_all", "take"):
         original = getattr(cpu.TopK, name)
 
         def record(self, *args, original=original, name=name):
@@ -64,11 +66,11 @@ def test_the_rare_branches_are_taken(monkeypatch):
         monkeypatch.setattr(cpu.TopK, name, record)
     x = torch.randn(20, 300)
     cosine_topk(x, 2, backend="torch")
-    assert taken == {"_merge"}
+    assert taken == {"merge"}
     cosine_topk(x, 15, backend="torch")
-    assert taken == {"_merge", "_merge_all"}
+    assert taken == {"merge", "_merge_all"}
     cosine_topk(x, 290, backend="torch")
-    assert taken == {"_merge", "_merge_all", "take"}
+    assert taken == {"merge", "_merge_all", "take"}
 
 
 @pytest.mark.parametrize("k", [1, 10, 500])
@@ -178,7 +180,7 @@ def test_memory_stays_within_its_bound(make, k, options, max_bytes):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("late", [False, True])
 def test_memory_where_one_row_learns_of_a_whole_block(dtype, late):
-    """The list of every touched row is as long as the longest."""
+    """New scores of a row come a few at a time, so that its list does not make every other one as long."""
     best = cpu.TopK(512, 3, torch.zeros((), dtype=dtype))
     best.values.zero_()
     if late:
@@ -186,11 +188,29 @@ def test_memory_where_one_row_learns_of_a_whole_block(dtype, late):
     scores = -torch.ones(512, 512, dtype=dtype)
     scores[0] = scores[:, 40] = 1
     with Allocated() as allocated:
-        best.offer(0, scores, 7)
+        best.offer((0, scores, 7))
     assert best.indices[:2].tolist() == [[7, 8, 9], [47, *([1000, 1001] if late else [-1, -1])]]
-    # With max_bytes there are no other threads, so none is ahead.
-    copies = cpu.PAIR_COPIES + 2 if late else cpu.PAIR_COPIES - 1
-    assert scores.nbytes < allocated.peak <= copies * scores.nbytes
+    assert 0 < allocated.peak <= scores.nbytes
+
+
+@pytest.mark.parametrize("k", [1, 10, 60])
+@pytest.mark.parametrize("part", [0.05, 0.12, 0.24, 1])
+@pytest.mark.parametrize("scattered", [False, True])
+def test_memory_where_much_of_a_block_is_better(k, part, scattered):
+    """For its rows as for its columns: what PAIR_COPIES counts on, the block included."""
+    best = cpu.TopK(1024, k, torch.zeros(()))
+    best.values.zero_()
+    scores, side = -torch.ones(512, 512), int(512 * part)
+    if scattered:
+        scores[torch.rand(512, 512) < part] = 1
+    else:
+        scores[:, :side] = torch.rand(512, side) + 0.1
+    with Allocated() as allocated:
+        best.offer((0, scores, 512), (512, scores.T, 0))
+    assert 0 < allocated.peak <= (cpu.PAIR_COPIES - 1) * scores.nbytes
+    for rows, all_scores in ((slice(512), scores), (slice(512, 1024), scores.T)):
+        wanted = all_scores.sort(dim=1, descending=True).values[:, :k]
+        assert torch.equal(best.values[rows], wanted.clamp(min=0))
 
 
 def test_max_bytes_too_small(device):

@@ -64,6 +64,7 @@ def given_back(model: nn.Module, smaller: nn.Module, groups: Sequence[Consumers]
             sized.add(path)
         mine = [name for name, tensor in _tensors_of(module).items() if id(tensor) in touched]
         for name in mine:
+            vars(getattr(others[path], name)).update(vars(getattr(module, name)))  # what training goes by, as no_decay
             setattr(module, name, getattr(others[path], name))
         if mine or path in sized:
             for name, value in vars(others[path]).items():
@@ -96,7 +97,7 @@ def cut(model: nn.Module, removals: Sequence[tuple[Consumers, list[int]]]) -> No
             for (owner, dim), stays in kept.items():
                 if owner == id(tensor):
                     fewer = fewer.index_select(dim, stays.nonzero().flatten().to(tensor.device))
-            fewer = fewer.contiguous()
+            fewer = fewer.contiguous(memory_format=_format_of(tensor))
             is_parameter = isinstance(tensor, nn.Parameter)
             made[id(tensor)] = nn.Parameter(fewer, requires_grad=tensor.requires_grad) if is_parameter else fewer
         setattr(module, name, made[id(tensor)])
@@ -110,6 +111,14 @@ def cut(model: nn.Module, removals: Sequence[tuple[Consumers, list[int]]]) -> No
         module = model.get_submodule(attribute.module)
         if not is_fitted(module, attribute.name):
             _fit_attribute(module, attribute, left)
+
+
+def _format_of(tensor: Tensor) -> torch.memory_format:
+    """Channels last where the tensor has them last."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = formats.get(tensor.ndim, torch.contiguous_format)
+    plain = tensor.is_contiguous() or not tensor.is_contiguous(memory_format=last)
+    return torch.contiguous_format if plain else last
 
 
 def _fit_attribute(module: Any, attribute: Attribute, left: int) -> None:
