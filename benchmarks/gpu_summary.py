@@ -17,7 +17,7 @@ from .harness import ENVIRONMENT, RESULTS, Row, plain_name, read_folder
 
 SHOWN = 11_500
 """Characters of a summary at most: of what a command prints, often only the end is kept."""
-NAMES = 20
+NAMES = 14
 """Failures, and cases left out, that are named in the summary; files name all."""
 WIDTH = 140
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -20,7 +21,7 @@ def changeable(held: Any, seen: dict[int, Any]) -> Iterator[Any]:
     """What it holds, in containers within each other, that can change; nothing that `seen` has, by its id."""
     if id(held) not in seen:
         seen[id(held)] = held
-        if isinstance(held, tuple(KINDS)) and (not isinstance(held, NOT_ALL) or _is_plain(held)):
+        if isinstance(held, tuple(_kinds())) and (not isinstance(held, NOT_ALL) or _is_plain(held)):
             yield held
         for each in held.values() if isinstance(held, Mapping) else held if isinstance(held, SEQUENCES) else ():
             if len(held) <= MOST_ENTRIES:
@@ -29,7 +30,7 @@ def changeable(held: Any, seen: dict[int, Any]) -> Iterator[Any]:
 
 def as_now(held: Any) -> Callable[[], None]:
     """What puts it back when it is called."""
-    kept, back = next(both for kind, both in KINDS.items() if isinstance(held, kind))
+    kept, back = next(both for kind, both in _kinds().items() if isinstance(held, kind))
     return partial(back, held, kept(held))
 
 
@@ -39,6 +40,17 @@ def tensor_back(tensor: Tensor, copy: Tensor) -> None:
         tensor.data.copy_(copy)
     else:
         tensor.data = copy
+
+
+def _kinds() -> dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]]:
+    """`KINDS`, with NumPy's generators where these have been imported: nobody holds one otherwise."""
+    if "numpy.random" in sys.modules and np.random.Generator not in KINDS:
+        KINDS[np.random.Generator] = (
+            lambda x: x.bit_generator.state,
+            lambda x, state: setattr(x.bit_generator, "state", state),
+        )
+        KINDS[np.random.RandomState] = np.random.RandomState.get_state, np.random.RandomState.set_state
+    return KINDS
 
 
 def _is_plain(held: Any) -> bool:
@@ -66,7 +78,5 @@ KINDS: dict[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
     np.ndarray: (np.copy, lambda x, copy: np.copyto(x, copy) if x.flags.writeable else None),
     torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
     random.Random: (random.Random.getstate, random.Random.setstate),
-    np.random.Generator: (lambda x: x.bit_generator.state, lambda x, state: setattr(x.bit_generator, "state", state)),
-    np.random.RandomState: (np.random.RandomState.get_state, np.random.RandomState.set_state),
 }
 """How each is kept, and put back."""
