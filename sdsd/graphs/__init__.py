@@ -15,6 +15,7 @@ rules: what can be cut (here, in eval mode and as in training), and what can be 
 `atoms.py`            entries of axes, those that go together (union-find), and what stands in the way
 `values.py`           what is known of a tensor
 `counts.py`           sizes as numbers that know what they count
+`settings.py`         numbers in lists, tables and configurations that modules hold
 `sizes.py`            where those go while a model runs
 `cut.py`              the walk for what can be cut, and its table of rules
 `pieces.py`           pieces of axes, and what has to hold of them
@@ -45,6 +46,7 @@ from .operations import EACH, Step, adding_to, tensors
 from .parts import BETWEEN, READER, TIED, WRITER, Attribute, Group, Norm, Part
 from .recorder import listening
 from .running import Plain, call_of, run
+from .settings import with_number
 from .vocabulary import (
     CONVOLUTIONS,
     DENSE,
@@ -102,4 +104,5 @@ __all__ = [
     "seeded",
     "spatial_dims",
     "tensors",
+    "with_number",
 ]

@@ -47,15 +47,18 @@ class Split:
         grid: the entries of the axis, in the shape it was cut into.
         factors: entries of each new axis.
         inside: which of them lie inside a unit.
+        fixed: which of them have a length that is written into the model's forward.
     """
 
     grid: Ids
     factors: list[Ids]
     inside: set[int] = field(default_factory=set)
+    fixed: set[int] = field(default_factory=set)
 
     def longest(self, among: set[int] | None = None) -> int:
+        """Of the factors that may count units: one whose length may change, if there is any."""
         able = [k for k in range(len(self.factors)) if k not in self.inside and (among is None or k in among)]
-        return max(able, key=lambda k: len(self.factors[k]))
+        return max(able, key=lambda k: (k not in self.fixed, len(self.factors[k])))
 
 
 class Atoms:
@@ -130,16 +133,16 @@ class Atoms:
     def unless_it_fails(self) -> Iterator[None]:
         """What was said inside is taken back where it raises."""
         kept, count, notes = self.kept(), self.count, len(self.notes)
-        open_before = [(split, set(split.inside)) for split in self.open]
+        open_before = [(split, set(split.inside), set(split.fixed)) for split in self.open]
         try:
             yield
         except Exception:
             self.put_back(kept)
             self.count = count
             del self.notes[notes:]
-            for split, inside in open_before:
-                split.inside = inside
-            self.open = [split for split, _ in open_before]
+            for split, inside, fixed in open_before:
+                split.inside, split.fixed = inside, fixed
+            self.open = [split for split, _, _ in open_before]
             raise
 
     def mark(self, ids: Ids, flag: int) -> None:
@@ -181,6 +184,20 @@ class Atoms:
             if len(rest) == 1:
                 self.choose(split, rest[0])
         return inside or bool(splits)
+
+    def fix(self, ids: Ids) -> None:
+        """The length of this axis is written into the model's forward."""
+        for split, k in self._in_open(ids):
+            split.fixed.add(k)
+
+    def read(self, ids: Ids) -> bool:
+        """As `inside`, where a layer reads this axis: if it is one of several that an axis was cut into, and all others
+        have lengths that are written into the forward, it counts units."""
+        for split, k in self._in_open(ids):
+            others = {place for place in range(len(split.factors)) if place not in split.inside} - {k}
+            if split in self.open and k not in split.fixed and others <= split.fixed:
+                self.choose(split, k)
+        return self.inside(ids)
 
     def counts_units(self, ids: Ids) -> None:
         """This axis counts units, as that of the heads in a batch of matrix products."""

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from .atoms import Atoms, Ids
 
+Share = tuple[Ids, tuple["Origin", ...]]
+"""The entries of an axis, over these numbers, times what is written."""
 Origin = tuple[str, str]
 """A module's name and the attribute that holds the number."""
 
@@ -57,6 +59,8 @@ class Count(int):
     """Who is told of comparisons where an input decides how many there are, though they are entries of a parameter."""
     factors: tuple[Origin, ...]
     """Of which numbers it is a product; none of a single number."""
+    share: Share | None
+    """How it goes with the entries of one axis; None where it is no length, times and over numbers."""
 
     def __new__(
         cls, value: int, owner: Owner, ids: tuple[Ids, ...] = (), origins: tuple[Origin, ...] = (), exact: bool = True
@@ -64,6 +68,7 @@ class Count(int):
         made = super().__new__(cls, value)
         made.ids, made.origins, made.owner, made.exact, made.key, made.quotients = ids, origins, owner, exact, False, ()
         made.factors, made.given = (), None
+        made.share = (ids[0], ()) if len(ids) == 1 else None
         return made
 
     @property
@@ -81,7 +86,15 @@ class Count(int):
         made = Count(value, owner, (*self.ids, *more[0]), (*self.origins, *more[1]), False)
         made.quotients = (*self.quotients, *more[2])
         made.given = self.given or (other.given if isinstance(other, Count) else None)
+        made.share = None
         return made
+
+    def _shared(self, name: str, other: Any) -> Share | None:
+        """Of what comes of it times or over a number."""
+        times, over = name in ("__mul__", "__rmul__"), name == "__floordiv__"
+        if self.share is None or not (times or over) or (isinstance(other, Count) and (times or other.ids)):
+            return None
+        return self.share[0], (*self.share[1], *(other.origins if isinstance(other, Count) else ()))
 
     def _used(self, value: Any, how: str) -> Any:
         if value is not NotImplemented:
@@ -179,6 +192,8 @@ def _counted(name: str) -> Callable[[Count, Any], Any]:
         if name in ("__floordiv__", "__mul__", "__rmul__") and type(other) is int and other == 1:
             return self  # as with one head
         made = self._derived(operation(int(self), _plain(other)), other)
+        if isinstance(made, Count):
+            made.share = self._shared(name, other)
         if name == "__floordiv__" and isinstance(made, Count) and isinstance(other, Count):
             made.quotients += tuple((one, two) for one in self.origins or (None,) for two in other.origins)
         if name == "__rfloordiv__" and isinstance(made, Count):

@@ -15,7 +15,7 @@ from .counts import Count, Origin
 from .operations import MOVES, Step, adding_to, tensors
 from .others import Decisions
 from .pieces import Piece, Pieces
-from .values import FREE, MADE, Axis, Factor, Normed, Read, Value, Written
+from .values import FREE, MADE, Axis, Factor, Length, Normed, Read, Value, Written
 from .walk import TAKES_OUT, Walk
 
 IN_TRAINING = ", in training"
@@ -86,6 +86,7 @@ class CutWalk(Walk[Value]):
         self.numbers: list[tuple[Origin, Obstacle]] = []  # numbers that are used for what they are
         self.quotients: list[tuple[Origin | None, Origin]] = []  # of numbers, that were taken for sizes
         self.shares: list[tuple[Origin | None, Origin, Ids]] = []  # the same, that are the length of an axis
+        self.lengths: list[Length] = []
         self.norms: dict[str, list[Normed | None]] = {}  # modules that take statistics, and their calls
         self.read_otherwise: set[str] = set()  # those whose outputs go elsewhere than into products with weights
         self.heard: Callable[[Ids, Tensor, int], None] | None = None
@@ -154,6 +155,7 @@ class CutWalk(Walk[Value]):
             self.atoms.note(ids, Obstacle(self.where(name or self.name), reason, advice, blocks))
 
     name = "forward"
+    kind = ""
 
     def mixed(self, ids: Axis, reason: str, blocks: str = READING, advice: str = CHOOSE_ANOTHER) -> None:
         """Single entries cannot be taken out of this axis."""
@@ -297,7 +299,7 @@ class CutWalk(Walk[Value]):
     # ---- one operation after the other -------------------------------------------------------------------------------
 
     def follow(self, step: Step) -> None:
-        self.name = step.name.strip("_")
+        self.name, self.kind = step.name.strip("_"), step.row.kind
         if step.name not in ONLY_SEEN:
             self.use(step.given)
         if torch.Tag.pointwise not in step.func.tags and step.name not in KEEP_STATISTICS:
@@ -369,15 +371,32 @@ class CutWalk(Walk[Value]):
         self.atoms.unite(a_ids, b_ids)
         static = [(value, ids) for value, ids in ((a_value, a_ids), (b_value, b_ids)) if value.static]
         weights = [(value, ids) for value, ids in static if value.parameters] if len(static) == 2 else static
+        if len(weights) == 2:
+            weights = [(value, ids) for value, ids in weights if value is self.weight_of(a, b)]
         if len(weights) == 1:
             weight, ids = weights[0]
-            if not self.atoms.inside(a_ids):
+            if not self.atoms.read(a_ids):
                 self.reads.append(Read(ids, weight.parameters, weight.linear, self.where(self.name), norm))
                 self.read_otherwise -= new
         elif not static:
             self.mixed(a_ids, f"{self.name!r} multiplies them by a tensor that the model computes")
         else:
             self.mixed(a_ids, "they are summed over inside a weight that is computed from others")
+
+    def weight_of(self, one: Tensor, other: Tensor) -> Value | None:
+        """Of two factors that are both computed from parameters, that which is a layer's weight, as where a layer is
+        called on learned queries; None where neither is known to be, as in an update of low rank."""
+        a, b = self.value(one), self.value(other)
+        if a.parameters & b.parameters:
+            return None  # what one says of a neuron the other says, too
+        if a.linear != b.linear:
+            return a if a.linear else b
+        return b if b.linear and (self.kind != "matrix product" or self._turned(b)) else None
+
+    def _turned(self, value: Value) -> bool:
+        """Whether it is a parameter, turned as a layer has it to multiply by its rows."""
+        own = next((each for each in self.named.values() if each.parameters == value.parameters), None)
+        return own is not None and len(own.axes) == len(value.axes) == 2 and value.axes[0] is own.axes[1]
 
     def writes(self, weight: Tensor, ids: Axis) -> None:
         value = self.value(weight)

@@ -226,23 +226,36 @@ class Groups:
         for dividend, divisor in {each for walk in walks for each in walk.quotients}:
             if dividend in counted and divisor not in {*counted, *elsewhere}:
                 counted[divisor] = Attribute(*divisor, counted[dividend].units)
+        lengths = self._of_lengths(order, counted)
         reason = "it is the size of these neurons and of others, which would not change"
         advice = "Give the module a number for each, or merge without removal (remove=False)."
         both = [Obstacle(label, reason, advice, REMOVAL) for origin, label in elsewhere.items() if origin in counted]
         both += [obstacle for walk in walks for origin, obstacle in walk.numbers if origin in counted]
-        return tuple(counted.values()), both + unclear
+        return tuple(counted.values()), both + unclear + lengths
+
+    def _of_lengths(self, order: dict[int, int], counted: dict[Origin, Attribute]) -> list[Obstacle]:
+        """Axes as long as a share of another, where one would shrink and the other not."""
+        obstacles: dict[tuple[str, str], Obstacle] = {}
+        for ids, of, over, obstacle in (each for walk in self.recording.walks for each in walk.lengths):
+            here, there = (np.mean([int(root) in order for root in self.atoms.roots(axis)]) for axis in (ids, of))
+            if here != there - sum(origin in counted for origin in over):
+                obstacles.setdefault((obstacle.where.removesuffix(IN_TRAINING), obstacle.reason), obstacle)
+        return list(obstacles.values())
 
     def _of_computed(
         self, order: dict[int, int], counted: dict[Origin, Attribute], elsewhere: dict[Origin, str]
     ) -> list[Obstacle]:
         """Numbers that sizes are computed from: where an axis is a share of one and the units vary along it, it grows
-        and shrinks with them, and the number of shares stays."""
+        and shrinks with them, and the number of shares stays; where it does not change, and the units are the shares, as
+        heads are, the number shrinks with these."""
         for dividend, divisor, ids in (each for walk in self.recording.walks for each in walk.shares):
             units = torch.tensor([order.get(int(root), -1) for root in self.atoms.roots(ids)])
             if bool((units >= 0).any()) and len(units.unique()) == len(units):
                 elsewhere[divisor] = f"{divisor[1]!r} of module {divisor[0]!r}"
                 if dividend is not None:
                     counted.setdefault(dividend, Attribute(dividend[0], dividend[1], units))
+            elif dividend is not None and divisor in counted and not bool((units >= 0).any()):
+                counted.setdefault(dividend, Attribute(dividend[0], dividend[1], counted[divisor].units))
         return self._of_products(order, counted)
 
     def _of_products(self, order: dict[int, int], counted: dict[Origin, Attribute]) -> list[Obstacle]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .atoms import Atoms, Ids, Obstacle
+from .atoms import INNER, Atoms, Ids, Obstacle
 
 
 class Piece(NamedTuple):
@@ -25,6 +25,7 @@ class Pieces:
         chunks: all parts of one axis, as long as each other.
         blocks: axes of which every so many entries are taken; `part` has them in rows.
         same_size: two axes that have the same length in the model's forward.
+        fixed: axes that have a length written into it, which stands in the way unless they lie inside a unit.
     """
 
     def __init__(self, atoms: Atoms) -> None:
@@ -33,6 +34,7 @@ class Pieces:
         self.chunks: list[list[Piece]] = []
         self.blocks: list[Piece] = []
         self.same_size: list[Piece] = []
+        self.fixed: list[tuple[Ids, Obstacle]] = []
 
     def settle(self) -> None:
         """Pieces of an axis keep their share of it if every unit has its share in them; an obstacle where not."""
@@ -48,6 +50,9 @@ class Pieces:
             if not np.array_equal(np.sort(self.atoms.roots(one)), np.sort(self.atoms.roots(other))):
                 self.atoms.note(one, obstacle)
                 self.atoms.note(other, obstacle)
+        for axis, obstacle in self.fixed:
+            if not self.atoms.has(axis, INNER):
+                self.atoms.note(axis, obstacle)
 
     def _in_proportion(self, piece: Piece) -> bool:
         units, counts = np.unique(self.atoms.roots(piece.whole), return_counts=True)

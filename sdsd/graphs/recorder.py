@@ -82,9 +82,8 @@ def record(model: nn.Module, example_input: Any) -> Recording:
     ran: set[str] = set()
     for training, mode in MODES:
         for seed in (None, *range(1, RUNS)):
-            walk = CutWalk(atoms, named, training)
             try:
-                _run(model, example_input, walk, mode, seed, ran)
+                walk = _walked(model, example_input, (atoms, named), (training, mode, seed), ran)
             except Exception:
                 if not training:
                     raise
@@ -124,19 +123,36 @@ def _lists(model: nn.Module) -> list[list[str]]:
 def _walked_in_both(model: nn.Module, call: Call, recording: Recording, named: dict[int, Value]) -> bool:
     """Whether the model runs on it, at least in eval mode; where it does not, nothing is noted."""
     for training, mode in MODES:
-        walk = CutWalk(recording.atoms, named, training)
         try:
-            with recording.atoms.unless_it_fails():
-                _run(model, call, walk, mode, None, recording.ran)
+            walk = _walked(model, call, (recording.atoms, named), (training, mode, None), recording.ran)
         except Exception:
             return training
         recording.walks.append(walk)
     return True
 
 
-def _run(model: nn.Module, example_input: Any, walk: CutWalk, mode: Mode, seed: int | None, ran: set[str]) -> None:
-    walk.ran = ran
-    for tensor in tensors_in(as_arguments(example_input)):
-        if id(tensor) not in walk.named:
-            walk.values[tensor] = Value([None] * tensor.ndim, label="the model's input", shape=tuple(tensor.shape))
-    run(model, example_input, walk, mode, seed=seed, beside=(heads_apart(model), counting(model, walk), Sizes(walk)))
+def _walked(
+    model: nn.Module,
+    example_input: Any,
+    entries: tuple[Atoms, dict[int, Value]],
+    how: tuple[bool, Mode, int | None],
+    ran: set[str],
+) -> CutWalk:
+    """One run; numbers in configurations are left as they are where modules share what the forward writes there."""
+    (atoms, named), (training, mode, seed) = entries, how
+    for inside in (True, False):
+        walk = CutWalk(atoms, named, training)
+        walk.ran = ran
+        for tensor in tensors_in(as_arguments(example_input)):
+            if id(tensor) not in walk.named:
+                walk.values[tensor] = Value([None] * tensor.ndim, label="the model's input", shape=tuple(tensor.shape))
+        beside = (heads_apart(model), counting(model, walk, inside), Sizes(walk))
+        try:
+            with atoms.unless_it_fails():
+                run(model, example_input, walk, mode, seed=seed, beside=beside)
+        except Exception:
+            if not inside:
+                raise
+        else:
+            return walk
+    raise AssertionError("unreachable")

@@ -22,13 +22,14 @@ def matrix_product(walk: CutWalk, step: Step) -> None:
     if a.ndim == 3:
         made.append(_batch(walk, a_axes[0], b_axes[0]))
     walk.contract(Factor(a, a.ndim - 1, a_axes[-1]), Factor(b, over, b_axes[over]))
+    weight = walk.weight_of(a, b)
     if a.ndim > 1:
         made.append(a_axes[-2])
-        if not walk.value(b).static:
+        if not walk.value(b).static or walk.value(a) is weight:
             walk.writes(a, a_axes[-2])
     if b.ndim > 1:
         made.append(b_axes[-1])
-        if not walk.value(a).static:
+        if not walk.value(a).static or walk.value(b) is weight:
             walk.writes(b, b_axes[-1])
     if plus is not None:
         walk.read_otherwise |= {walk.norm_of(plus)} - {""}
@@ -76,6 +77,8 @@ def convolution(walk: CutWalk, step: Step) -> None:
     transposed, groups = step.args[6], step.args[8]
     axes, kernel = walk.axes(given), walk.axes(weight)
     channels = axes[1]
+    for axis in axes[2:]:  # before the channels are read: where an axis was cut into both, these count the neurons
+        walk.mixed(axis, f"{walk.name!r} runs along the axis of the neurons")
     if transposed:
         out = _transposed(walk, (given, channels), (weight, kernel), groups)
     elif groups == 1:
@@ -83,8 +86,6 @@ def convolution(walk: CutWalk, step: Step) -> None:
         out = kernel[0]
     else:
         out = _grouped(walk, (given, channels), (weight, kernel), groups)
-    for axis in axes[2:]:
-        walk.mixed(axis, f"{walk.name!r} runs along the axis of the neurons")
     walk.writes(weight, out)
     if bias is not None and isinstance(out, np.ndarray) and bias.shape[0] > 1:
         out = walk.join(out, walk.followed(bias, 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,11 +12,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .atoms import GIVEN, REMOVAL, Ids, Obstacle
-from .counts import Count, Origin
+from .counts import Count
 from .cut import KEEP_SIZE, CutWalk
 from .operations import tensors
 from .pieces import Piece
-from .values import FREE, words
+from .settings import changed, is_setting, snapshot
+from .values import FREE, Length, words
 from .vocabulary import CONVOLUTIONS, TRANSPOSED, sizes_of
 
 TAKE_SIZES = words(
@@ -213,12 +213,24 @@ class Sizes(TorchFunctionMode):
                 for origin in size.origins if size.exact else ():
                     self.walk.linked.append((origin, axis))
                 self.walk.shares += [(*each, axis) for each in size.quotients]
+                self._note_length(name, size, axis)
                 if size.exact and size.ids and len(size.ids[0]) == len(axis):
                     reason = f"{name!r} gives them the size of other neurons"
                     obstacle = Obstacle(self.walk.where(name), reason, KEEP_SIZE, REMOVAL)
                     self.walk.pieces.same_size.append(Piece(size.ids[0], axis, obstacle))
             elif name != "expand":
-                self.walk.mixed(axis, f"{name!r} has the size {size} written into it", REMOVAL, KEEP_SIZE)
+                reason = f"{name!r} has the size {size} written into it"
+                self.walk.atoms.fix(axis)
+                self.walk.pieces.fixed.append((axis, Obstacle(self.walk.where(name), reason, KEEP_SIZE, REMOVAL)))
+
+    def _note_length(self, name: str, size: Count, axis: Ids) -> None:
+        """An axis is as long as another, or a share of it."""
+        if size.share is None or (size.exact and len(size.ids[0]) == len(axis) and name != "split"):
+            return  # of others of the same length it is known
+        over = f", over {' and '.join(repr(name) for _, name in size.share[1])}" if size.share[1] else ""
+        reason = f"{name!r} takes a length from the number of other neurons{over}"
+        obstacle = Obstacle(self.walk.where(name), reason, KEEP_SIZE, REMOVAL)
+        self.walk.lengths.append(Length(axis, *size.share, obstacle))
 
     def _link_repeats(self, args: Any, named: Any, out: Tensor) -> None:
         """How often what there is once is repeated."""
@@ -236,6 +248,7 @@ class Sizes(TorchFunctionMode):
             axis = self.walk.value(piece).axes[dim]
             if not self.walk.counts(each) or not isinstance(axis, np.ndarray):
                 continue
+            self._note_length("split", each, axis)
             if each.factors:
                 self.walk.products.append((each.factors, axis, self.walk.where("split")))
             else:  # a share of a number grows and shrinks with it, and the number of shares stays
@@ -276,30 +289,55 @@ def _is_followed(value: Any) -> bool:
     return isinstance(value, Count) and value.followed
 
 
+class SettingWrittenError(Exception):
+    """The forward writes into a configuration, which it may share with other modules."""
+
+
 @contextmanager
-def counting(model: nn.Module, walk: CutWalk) -> Iterator[None]:
-    """Whole numbers that modules and their configurations hold become `Count`s meanwhile."""
+def counting(model: nn.Module, walk: CutWalk, inside: bool = True) -> Iterator[None]:
+    """Whole numbers that modules and their configurations hold become `Count`s meanwhile.
+
+    Args:
+        inside: those in lists, tables and configurations of modules' own, too, of which each module gets a copy.
+
+    Raises:
+        SettingWrittenError: such a copy was written into.
+    """
     held: list[tuple[dict[str, Any], str, Any]] = []
+    made: list[tuple[Any, Any]] = []
     try:
         for name, module in model.named_modules():
             store = vars(module)
-            for attribute, number in list(store.items()):
-                if attribute == "config" and hasattr(number, "to_dict"):
-                    held.append((store, attribute, number))
-                    store[attribute] = copy.copy(number)
-                    sizes = [(key, each) for key, each in vars(number).items() if type(each) is int and each > 1]
-                    for key, each in sizes:
-                        vars(store[attribute])[key] = Count(each, walk, origins=((name, f"config.{key}"),))
-                if type(number) is not int or number < 2:
-                    continue
-                held.append((store, attribute, number))
-                ids = _ids_of(module, attribute, walk)
-                origins: tuple[Origin, ...] = () if ids else ((name, attribute),)
-                store[attribute] = Count(number, walk, ids, origins)
+            for attribute, value in list(store.items()):
+                if type(value) is int:
+                    counted = _counted(module, name, attribute, value, walk)
+                else:
+                    counted = _counted_inside(module, name, attribute, value, walk, inside)
+                    made += [(each, snapshot(each)) for each in ([] if counted is value else [counted])]
+                if counted is not value:
+                    held.append((store, attribute, value))
+                    store[attribute] = counted
         yield
+        if any(snapshot(each) != before for each, before in made):
+            raise SettingWrittenError
     finally:
-        for store, attribute, number in held:
-            store[attribute] = number
+        for store, attribute, value in held:
+            store[attribute] = value
+
+
+def _counted(module: nn.Module, name: str, attribute: str, number: int, walk: CutWalk) -> int:
+    ids = _ids_of(module, attribute, walk) if number > 1 else ()
+    return Count(number, walk, ids, () if ids else ((name, attribute),)) if number > 1 else number
+
+
+def _counted_inside(module: nn.Module, name: str, attribute: str, value: Any, walk: CutWalk, inside: bool) -> Any:
+    def count(path: str, number: int) -> int:
+        return Count(number, walk, origins=((name, f"{attribute}.{path}"),)) if number > 1 else number
+
+    if attribute == "config" and hasattr(value, "to_dict"):
+        return changed(value, count, depth=1)
+    own = not type(module).__module__.startswith("torch.") or type(module) in (nn.Module, nn.Unflatten)
+    return changed(value, count) if inside and own and is_setting(value) else value
 
 
 def _ids_of(module: nn.Module, attribute: str, walk: CutWalk) -> tuple[Ids, ...]:

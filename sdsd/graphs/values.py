@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .atoms import Ids, Obstacle
+from .counts import Origin
 
 
 class _Free:
@@ -70,6 +71,15 @@ class Written(NamedTuple):
 
     ids: Ids
     parameters: frozenset[str]
+
+
+class Length(NamedTuple):
+    """An axis that is as long as another one, over some numbers and times others."""
+
+    ids: Ids
+    of: Ids
+    over: tuple[Origin, ...]
+    obstacle: Obstacle
 
 
 class Factor(NamedTuple):

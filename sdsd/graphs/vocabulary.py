@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
@@ -142,5 +143,7 @@ def spatial_dims(layer: nn.Module) -> int:
 def computed_tensors(module: nn.Module) -> list[str]:
     """Which of a module's tensors are no parameters or buffers: pruned, or parametrised."""
     held = {id(each) for each in (*module.parameters(), *module.buffers())}
-    named = {name: getattr(module, name, None) for name in NORM_TENSORS}
-    return [name for name, each in named.items() if isinstance(each, Tensor) and id(each) not in held]
+    made = {name for name in NORM_TENSORS if parametrize.is_parametrized(module, name)}  # asked for, it may change
+    named = {name: getattr(module, name, None) for name in NORM_TENSORS if name not in made}
+    other = {name for name, each in named.items() if isinstance(each, Tensor) and id(each) not in held}
+    return [name for name in NORM_TENSORS if name in made | other]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, first_line, fit_sizes, is_fitted
+from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, first_line, fit_sizes, is_fitted, with_number
 from ...models import copy_of, evaluating, untouched, unwritten
 from .edits import IndexPairs, apply, part_tensor
 from .group import Consumers
@@ -53,7 +52,7 @@ def given_back(model: nn.Module, smaller: nn.Module, groups: Sequence[Consumers]
     touched = {id(tensor) for _, _, tensor in _holders(model, groups)}
     attributes = [attribute for group in groups for attribute in group.attributes]
     sized = {attribute.module for attribute in attributes}
-    configured = {(each.module, each.name.rpartition(".")[0]) for each in attributes}
+    configured = {(each.module, each.name.partition(".")[0]) for each in attributes}
     for path, module in list(model.named_modules(remove_duplicate=False)):
         if isinstance(others[path], RepeatedNorm) and not isinstance(module, RepeatedNorm):
             holder, _, name = path.rpartition(".")
@@ -123,11 +122,9 @@ def _format_of(tensor: Tensor) -> torch.memory_format:
 
 def _fit_attribute(module: Any, attribute: Attribute, left: int) -> None:
     """The number in proportion; a configuration becomes the module's own, for others share it."""
-    owner, _, name = attribute.name.rpartition(".")
-    if owner:
-        setattr(module, owner, copy.copy(getattr(module, owner)))
-        module = getattr(module, owner)
-    setattr(module, name, getattr(module, name) * left // len(attribute.units))
+    name, _, path = attribute.name.partition(".")
+    fewer = with_number(getattr(module, name), path, lambda number: number * left // len(attribute.units))
+    setattr(module, name, fewer)
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:

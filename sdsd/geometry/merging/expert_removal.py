@@ -115,7 +115,7 @@ def router_of(model: nn.Module, experts: str, count: int) -> str:
 
 
 def _rows_of(module: nn.Module, count: int) -> bool:
-    weight = getattr(module, "weight", None)
+    weight = module._parameters.get("weight")  # of a parametrised one, getattr would compute it, which may change it
     return isinstance(weight, Tensor) and weight.ndim == 2 and len(weight) == count
 
 

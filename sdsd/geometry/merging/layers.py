@@ -18,7 +18,7 @@ def dense_layer(model: nn.Module, layer: str) -> nn.Module:
         raise TypeError(f"layer: expected the name of a layer, a str, got {type(layer).__name__}.")
     modules = dict(model.named_modules(remove_duplicate=False))
     holder, _, local = layer.rpartition(".")
-    if layer not in modules and isinstance(getattr(modules.get(holder), local, None), nn.Parameter):
+    if layer not in modules and holder in modules and local in modules[holder]._parameters:
         return modules[holder]
     if layer not in modules or not layer or not _is_dense(modules[layer]):
         raise _no_layer(modules, layer)

@@ -108,7 +108,7 @@ def _names(model: nn.Module, looks: list[Groups]) -> list[str]:
     names = []
     for path, module in model.named_modules():
         inside = f"{path}." if path else ""
-        if isinstance(module, DENSE):
+        if isinstance(module, DENSE) and "weight" in module._parameters:
             if looks[0].used(f"{inside}weight"):
                 names.append(path)
             continue
@@ -118,7 +118,8 @@ def _names(model: nn.Module, looks: list[Groups]) -> list[str]:
             if each.ndim > 1 and not isinstance(module, nn.Embedding)
         }
         written = [name for name, dims in own.items() if len(dims) == 1]
-        names += [path] if len(written) == 1 and path else written
+        single = len(written) == 1 and path and not isinstance(module, DENSE)
+        names += [path] if single else written
     return names
 
 

@@ -82,6 +82,11 @@ def library(monkeypatch):
 
 
 RIGHT = {
+    "asserted of a tuple": (
+        lambda m, x: m.b(m.a(x)),
+        rows,
+        lambda: dense(b=Sized(lambda m, h: m.inner(h) if h.shape[1:] == m.s else 1 / 0, s=(12,))),
+    ),
     "asserted": (lambda m, x: m.b(m.a(x)), rows, lambda: dense(b=Sized(asserted))),
     "raised": (lambda m, x: m.b(m.a(x)), rows, lambda: dense(b=Sized(raised))),
     "asserted of a weight, too": (lambda m, x: m.b(m.a(x)), rows, lambda: dense(b=Sized(asserted_twice))),
@@ -182,12 +187,6 @@ REFUSED = {
         lambda m, x: m.b(h := m.a(x)) * (2 if h.shape == (8, 12) else 1),
         rows,
         dense,
-        "a comparison says that there are 12 of them",
-    ),
-    "asserted of a tuple": (
-        lambda m, x: m.b(m.a(x)),
-        rows,
-        lambda: dense(b=Sized(lambda m, h: m.inner(h) if h.shape[1:] == m.s else 1 / 0, s=(12,))),
         "a comparison says that there are 12 of them",
     ),
     "as many as others": (
