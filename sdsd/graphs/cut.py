@@ -15,7 +15,7 @@ from .counts import Count, Origin
 from .operations import MOVES, Step, adding_to, tensors
 from .others import Decisions
 from .pieces import Piece, Pieces
-from .values import FREE, MADE, Axis, Factor, Length, Normed, Read, Value, Written
+from .values import FREE, MADE, Axis, Factor, Length, Normed, Read, Value, Written, weight_of
 from .walk import TAKES_OUT, Walk
 
 IN_TRAINING = ", in training"
@@ -154,8 +154,7 @@ class CutWalk(Walk[Value]):
         if isinstance(ids, np.ndarray):
             self.atoms.note(ids, Obstacle(self.where(name or self.name), reason, advice, blocks))
 
-    name = "forward"
-    kind = ""
+    name, kind = "forward", ""
 
     def mixed(self, ids: Axis, reason: str, blocks: str = READING, advice: str = CHOOSE_ANOTHER) -> None:
         """Single entries cannot be taken out of this axis."""
@@ -384,19 +383,9 @@ class CutWalk(Walk[Value]):
             self.mixed(a_ids, "they are summed over inside a weight that is computed from others")
 
     def weight_of(self, one: Tensor, other: Tensor) -> Value | None:
-        """Of two factors that are both computed from parameters, that which is a layer's weight, as where a layer is
-        called on learned queries; None where neither is known to be, as in an update of low rank."""
-        a, b = self.value(one), self.value(other)
-        if a.parameters & b.parameters:
-            return None  # what one says of a neuron the other says, too
-        if a.linear != b.linear:
-            return a if a.linear else b
-        return b if b.linear and (self.kind != "matrix product" or self._turned(b)) else None
-
-    def _turned(self, value: Value) -> bool:
-        """Whether it is a parameter, turned as a layer has it to multiply by its rows."""
-        own = next((each for each in self.named.values() if each.parameters == value.parameters), None)
-        return own is not None and len(own.axes) == len(value.axes) == 2 and value.axes[0] is own.axes[1]
+        """Of two factors that are both computed from parameters, that which is a layer's weight; None: neither is."""
+        own = self.named.values() if self.kind == "matrix product" else None
+        return weight_of(self.value(one), self.value(other), own)
 
     def writes(self, weight: Tensor, ids: Axis) -> None:
         value = self.value(weight)

@@ -245,9 +245,9 @@ class Groups:
     def _of_computed(
         self, order: dict[int, int], counted: dict[Origin, Attribute], elsewhere: dict[Origin, str]
     ) -> list[Obstacle]:
-        """Numbers that sizes are computed from: where an axis is a share of one and the units vary along it, it grows
-        and shrinks with them, and the number of shares stays; where it does not change, and the units are the shares, as
-        heads are, the number shrinks with these."""
+        """Numbers that sizes are computed from. Where an axis is a share of one and the units vary along it, the number
+        grows and shrinks with them, and the number of shares stays; where the units are the shares, as heads are, and
+        the axis lies inside them, the number shrinks with these."""
         for dividend, divisor, ids in (each for walk in self.recording.walks for each in walk.shares):
             units = torch.tensor([order.get(int(root), -1) for root in self.atoms.roots(ids)])
             if bool((units >= 0).any()) and len(units.unique()) == len(units):

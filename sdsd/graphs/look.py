@@ -12,9 +12,7 @@ from ..models import check_model, plainly
 from .examples import on_inputs
 from .groups import Groups
 from .recorder import record
-
-MOST_ENTRIES = 256
-"""Of a list or dictionary that is a module's setting, and no data it holds."""
+from .settings import DEPTH, MOST_ENTRIES, is_setting, parts_of
 
 _kept: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Any, list[Groups]]] = weakref.WeakKeyDictionary()
 
@@ -63,13 +61,17 @@ def _signature(model: nn.Module) -> tuple[Any, ...]:
     )
 
 
-def _setting(value: Any, depth: int = 4) -> Any:
-    """What an attribute says, as far as it is numbers and words, in lists and dictionaries too."""
+def _setting(value: Any, depth: int = DEPTH) -> Any:
+    """What an attribute says, as far as it is numbers and words, in lists, dictionaries and configurations too."""
     if isinstance(value, (list, tuple, dict)) and len(value) <= MOST_ENTRIES and depth:
         return tuple(_setting(each, depth - 1) for each in (value.items() if isinstance(value, dict) else value))
     if isinstance(value, Tensor):
         return id(value), _version(value)
-    return value if isinstance(value, (int, float, str)) else id(value)
+    if isinstance(value, (int, float, str)):
+        return value
+    if hasattr(value, "__dict__") and depth and is_setting(value, depth):
+        return tuple((key, _setting(each, depth - 1)) for key, each in parts_of(value))
+    return id(value)
 
 
 def _version(tensor: Tensor) -> int:

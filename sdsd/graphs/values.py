@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -97,6 +98,26 @@ class Normed(NamedTuple):
     before: list[Axis]
     after: list[Axis]
     others: list[Axis]
+
+
+def weight_of(one: Value, other: Value, own: Collection[Value] | None) -> Value | None:
+    """Of two factors that are both computed from parameters, that which is a layer's weight, as where a layer is called
+    on learned queries; None where neither is known to be, as in an update of low rank.
+
+    Args:
+        own: what is known of parameters, of which one that is turned, so that its columns come first, is a layer's
+            weight; None where the second factor is one.
+    """
+    if one.parameters & other.parameters:
+        return None  # what one says of a neuron the other says, too
+    if one.linear != other.linear:
+        return one if one.linear else other
+    return other if other.linear and (own is None or _turned(other, own)) else None
+
+
+def _turned(value: Value, own: Collection[Value]) -> bool:
+    whole = next((each for each in own if each.parameters == value.parameters), None)
+    return whole is not None and len(whole.axes) == len(value.axes) == 2 and value.axes[0] is whole.axes[1]
 
 
 def words(text: str) -> set[str]:

@@ -104,6 +104,20 @@ def test_what_modules_tell_each_other_is_no_configuration():
     is_the_merged_one(*built((forward, rows, lambda: dense(c=Sharing(shared), d=Sharing(shared)))))
 
 
+def test_a_configuration_that_is_written_into_is_looked_at_again():
+    config = types.SimpleNamespace(scaled=False)
+
+    def forward(m, x):
+        h = m.a(x)
+        return m.b(h / h.shape[1] if config.scaled else h)
+
+    model, drawn = built((forward, rows, dense))
+    model.settings, x = config, drawn()
+    assert consumers(model, "a", x).removable
+    config.scaled = True
+    assert not consumers(model, "a", x).removable
+
+
 def images(shape):
     """A decoder as people write it: numbers, then channels of small pictures."""
 
@@ -253,11 +267,6 @@ ON_PARAMETERS = {
         recurrent,
         words,
         lambda: dense(again=linear(12, 12), first=Learned(torch.randn(1, 12))),
-    ),
-    "learned picture": (
-        lambda m, x: m.b(m.a(m.first.held).relu() * x.mean(-1)[:, None, None, None]),
-        rows,
-        lambda: {"first": Learned(torch.randn(1, 5, 4, 4)), "a": conv(5, 12, 3), "b": conv(12, 2, 1)},
     ),
 }
 
