@@ -18,9 +18,9 @@ else:
 """The entries of one axis, as numbers that `Atoms` gave out."""
 
 MERGING, READING, REMOVAL = "merging", "reading", "removal"
-REAL, INNER, GIVEN = 1, 2, 4
+REAL, INNER, GIVEN, ROWS = 1, 2, 4, 8
 """Flags of a class: it has entries of parameters; its entries are positions inside a unit, such as a head; there are as
-many in use as an input has, as of a table of positions."""
+many in use as an input has, as of a table of positions; a product gives them on."""
 
 IS_OUTPUT = "its neurons are the model's output"
 CHOOSE_ANOTHER = "Choose a layer that is read before this point, or merge by how='mean' without removal."
@@ -191,11 +191,12 @@ class Atoms:
             split.fixed.add(k)
 
     def read(self, ids: Ids) -> bool:
-        """As `inside`, where a layer reads this axis: if it is one of several that an axis was cut into, and all others
-        have lengths that are written into the forward, it counts units."""
+        """As `inside`, where a layer reads this axis: one of several that an axis was cut into counts units where it is
+        a layer's neurons by itself, or where the lengths of all others are written into the forward."""
         for split, k in self._in_open(ids):
             others = {place for place in range(len(split.factors)) if place not in split.inside} - {k}
-            if split in self.open and k not in split.fixed and others <= split.fixed:
+            alone = k not in split.fixed and others <= split.fixed
+            if split in self.open and (alone or self.has(ids, ROWS)):
                 self.choose(split, k)
         return self.inside(ids)
 

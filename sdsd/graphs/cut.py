@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .atoms import CHOOSE_ANOTHER, GIVEN, IS_OUTPUT, READING, REAL, REMOVAL, Atoms, Ids, Obstacle
+from .atoms import CHOOSE_ANOTHER, GIVEN, IS_OUTPUT, READING, REAL, REMOVAL, ROWS, Atoms, Ids, Obstacle
 from .counts import Count, Origin
 from .operations import MOVES, Step, adding_to, tensors
 from .others import Decisions
@@ -388,9 +388,9 @@ class CutWalk(Walk[Value]):
         return weight_of(self.value(one), self.value(other), own)
 
     def writes(self, weight: Tensor, ids: Axis) -> None:
-        value = self.value(weight)
-        if value.static and isinstance(ids, np.ndarray):
+        if (value := self.value(weight)).static and isinstance(ids, np.ndarray):
             self.written.append(Written(ids, value.parameters))
+            self.atoms.mark(ids, ROWS)
 
     def most_real(self, axes: list[Axis]) -> Ids | None:
         """Of several axes that become one, that whose entries are units."""

@@ -157,6 +157,20 @@ def test_channels_of_a_shape_that_is_written_can_be_merged():
     is_refused(model, drawn, "'view' has the size 8 written into it")
 
 
+@torch.no_grad()
+def test_masks_of_several_go_with_the_neurons_that_they_mask():
+    """As where speech is taken apart: both numbers of the view are attributes, and a layer gives the neurons alone."""
+    sizes = nn.Module()
+    sizes.several, sizes.width = 2, 12
+
+    def forward(m, x):
+        masks = m.c(x).view(len(x), m.sizes.several, m.sizes.width).sigmoid()
+        return m.b(m.a(x).relu()[:, None] * masks)
+
+    smaller = is_the_merged_one(*built((forward, rows, lambda: dense(c=linear(16, 24), sizes=sizes))))
+    assert (smaller.sizes.several, smaller.sizes.width, smaller.c.out_features) == (2, 10, 20)
+
+
 # ---- lengths from the number of other neurons ------------------------------------------------------------------------
 
 
