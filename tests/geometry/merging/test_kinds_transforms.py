@@ -204,11 +204,11 @@ REFUSED = {
         lambda: {"a": linear(8, 12), "norm": nn.BatchNorm2d(3), "b": linear(12, 4)},
         "takes its statistics, in training, over all neurons",
     ),
-    "batch norm of heads that are samples": (
+    "batch norm of pieces that are samples": (
         lambda m, x: m.b(m.norm(m.a(x).view(-1, 4)).view(len(x), 7, -1)),
         words,
         lambda: dense(norm=nn.BatchNorm1d(4)),
-        "takes its statistics, in training, over all neurons",
+        "'view' has the size 4 written into it",
     ),
     "spectrum of the neurons": (
         lambda m, x: m.b(fft.fft(m.a(x), dim=-1).real),
