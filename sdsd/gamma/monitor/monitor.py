@@ -207,7 +207,7 @@ class GammaMonitor(Readings):
         check_state(state, self._parameters.covered, self.population)
         if state["mode"] != self.mode and self._auto:
             self._switch_to_micro()
-        self._results.averages.load_state_dict(state["averages"])
+        self._results.load(state["averages"])
         self._steps = state["steps"]
         self._begin_step()
 
