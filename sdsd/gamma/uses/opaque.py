@@ -1,4 +1,4 @@
-"""What the mode cannot look into: compiled parts, the inside of torch.func's transforms; and models of other monitors."""
+"""What the mode cannot look into: compiled parts, torch.func's transforms, and models that other monitors watch."""
 
 from __future__ import annotations
 

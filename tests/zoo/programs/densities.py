@@ -178,9 +178,7 @@ POINTS = {
     ),
     "a table of hashed cells": of(hashed, numbers(N, 2), table=of_shape(16, 4), last=linear(4, 3)),
     "the nearest points of the same set": of(nearest_of_the_same_set, SEQUENCES, first=linear(), last=linear(8, 3)),
-    "the nearest points by a flat index": of(
-        nearest_by_flat_index, SEQUENCES, measured=False, first=linear(), last=linear(8, 3)
-    ),
+    "the nearest points by a flat index": of(nearest_by_flat_index, SEQUENCES, first=linear(), last=linear(8, 3)),
     "pooled and put back": of(
         unpooled, IMAGES, down=lambda: nn.Conv2d(3, 4, 3, padding=1), up=lambda: nn.Conv2d(4, 2, 3)
     ),
