@@ -91,11 +91,11 @@ def names_its_own(index: Tensor, held: Verdict, track: Track, size: int, n: int)
 
     So does one into several sets of points side by side, to whose numbers each set's offset was added; its values tell,
     and a size never does. held: of the positions, along a dimension of the index; track: of the places, `size` of them.
-    Where both have one for each sample, an index that names its own is one that did so by chance.
+    Where both have one for each sample, an index with samples that names its own is one that did so by chance.
     """
     if not isinstance(held, Track) or not 0 <= held.axis < index.dim() or index.dtype in (torch.bool, torch.uint8):
         return False
-    if track.outer * track.inner * held.outer * held.inner == 1:
+    if track.outer * track.inner * held.outer * held.inner == 1 and track_of(index) is not None:
         return False
     if index.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
