@@ -92,8 +92,8 @@ def test_a_first_state_of_its_own_for_each_place_in_the_batch(long):
     )
 
 
-@pytest.mark.parametrize("layers", (1, 2, N))
-@pytest.mark.parametrize("kind", (nn.LSTM, nn.GRU, nn.RNN))
+@pytest.mark.parametrize("layers", [1, 2, N])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_a_state_that_the_model_is_called_with(kind, layers):
     """Also where there are as many layers as samples."""
     x, state = numbers(N, 4, 8).double(), numbers(layers, N, 5).double()

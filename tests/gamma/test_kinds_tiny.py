@@ -80,7 +80,7 @@ def found(model, x, y, size, mode):
     return {name: (each.noise / size**2, each.signal / size**2) for name, each in stats.parameters.items()}
 
 
-@pytest.mark.parametrize("mode", ("exact", "micro"))
+@pytest.mark.parametrize("mode", ["exact", "micro"])
 @pytest.mark.parametrize("name", MODELS)
 def test_squares_of_any_size(name, mode):
     make, x, y = MODELS[name]

@@ -284,7 +284,8 @@ class GammaMonitor(Readings):
 
         Args:
             loss_fn: (model, batch) → the loss, a mean over samples (or a sum, with loss_reduction="sum").
-            batch: a tensor or a nest; tensors with n entries along batch_dim (None: lists of n) are cut into samples.
+            batch: a tensor or a nest; tensors with n entries along batch_dim (None: lists of n), or else along their
+                first dimension, are cut into samples, and so are those with as many rows a sample as the model's input.
 
         Returns:
             `CheckReport`: signal and noise of every covered parameter, measured and by the loop. It is printed too.
