@@ -140,7 +140,7 @@ def slices(batch: Any, n: int, axis: int | None, rows: int = 1) -> Iterator[Any]
     """The batch's samples, each a batch of one: every tensor with n entries, or `rows` a sample, is cut along `axis`.
 
     One that has them along dimension 0 alone (labels of sequences that lie time first) is cut there. With None lists
-    and tuples of n entries, none of which is one itself, and tensors of n rows. ValueError where there is nothing to cut.
+    and tuples of n entries, none of which is one itself, and tensors of n rows. ValueError: there is nothing to cut.
     """
     if axis is None:
         yield from (_listed(batch, n, k) for k in range(n))
