@@ -56,10 +56,8 @@ def sum_of_squares(gradients: Tensor, scale: Tensor | None) -> Tensor:
     if values.numel() <= FEW:
         flat = values.reshape(-1)
         total = torch.dot(flat, flat).double()
-        if values.dtype == torch.float64 or torch.compiler.is_compiling() or SAFE[0] < total.item() < SAFE[1]:
-            return total
-        return values.double().square().sum()
-    total = torch.linalg.vector_norm(values.reshape(values.shape[0], -1), dim=1).double().square().sum()
+    else:
+        total = torch.linalg.vector_norm(values.reshape(values.shape[0], -1), dim=1).double().square().sum()
     if values.dtype == torch.float64 or torch.compiler.is_compiling() or SAFE[0] < total.item() < SAFE[1]:
         return total
     return torch.linalg.vector_norm(values, dtype=torch.float64).square()

@@ -85,8 +85,8 @@ def _in_groups(mode: Measuring, func: Any, args: Any, kwargs: Any, read: Any, se
 
     def measure(b: Tensor, x: Tensor, weight: Tensor) -> Iterator[tuple[int, Piece]]:
         given = (b, x.to(b.dtype), weight.to(b.dtype), [b.shape[1]])
-        found = _backward(*given, *settings, trains)
-        gradients = [(place, each) for place, each in enumerate(found) if trains[place]]
+        whole = _backward(*given, *settings, trains)
+        gradients = [(place, each) for place, each in enumerate(whole) if trains[place]]
         for index, (place, gradient) in enumerate(gradients):
             axis = int(place == 0)
             track = Track(axis, 1, gradient.shape[axis] // n)
