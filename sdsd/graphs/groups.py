@@ -226,7 +226,7 @@ class Groups:
         for dividend, divisor in {each for walk in walks for each in walk.quotients}:
             if dividend in counted and divisor not in {*counted, *elsewhere}:
                 counted[divisor] = Attribute(*divisor, counted[dividend].units)
-        lengths = self._of_lengths(order, counted)
+        lengths = self._of_lengths(order, counted) if any(walk.lengths for walk in walks) else []
         reason = "it is the size of these neurons and of others, which would not change"
         advice = "Give the module a number for each, or merge without removal (remove=False)."
         both = [Obstacle(label, reason, advice, REMOVAL) for origin, label in elsewhere.items() if origin in counted]

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .atoms import GIVEN, REMOVAL, Ids, Obstacle
-from .counts import Count
+from .counts import Count, Origin
 from .cut import KEEP_SIZE, CutWalk
 from .operations import tensors
 from .pieces import Piece
-from .settings import changed, is_setting, snapshot
+from .settings import Change, changed, is_setting, snapshot
 from .values import FREE, Length, words
 from .vocabulary import CONVOLUTIONS, TRANSPOSED, sizes_of
 
@@ -310,10 +310,14 @@ def counting(model: nn.Module, walk: CutWalk, inside: bool = True) -> Iterator[N
             store = vars(module)
             for attribute, value in list(store.items()):
                 if type(value) is int:
-                    counted = _counted(module, name, attribute, value, walk)
-                else:
-                    counted = _counted_inside(module, name, attribute, value, walk, inside)
+                    counted: Any = _counted(module, name, attribute, value, walk)
+                elif attribute == "config" and hasattr(value, "to_dict"):
+                    counted = changed(value, _counting((name, attribute), walk), depth=1)
+                elif inside and _holds_sizes(module) and is_setting(value):
+                    counted = changed(value, _counting((name, attribute), walk))
                     made += [(each, snapshot(each)) for each in ([] if counted is value else [counted])]
+                else:
+                    counted = value
                 if counted is not value:
                     held.append((store, attribute, value))
                     store[attribute] = counted
@@ -330,14 +334,14 @@ def _counted(module: nn.Module, name: str, attribute: str, number: int, walk: Cu
     return Count(number, walk, ids, () if ids else ((name, attribute),)) if number > 1 else number
 
 
-def _counted_inside(module: nn.Module, name: str, attribute: str, value: Any, walk: CutWalk, inside: bool) -> Any:
-    def count(path: str, number: int) -> int:
-        return Count(number, walk, origins=((name, f"{attribute}.{path}"),)) if number > 1 else number
+def _holds_sizes(module: nn.Module) -> bool:
+    """Whether lists and tables of it may hold sizes of neurons; those of torch's layers are strides and the like."""
+    return not type(module).__module__.startswith("torch.") or type(module) in (nn.Module, nn.Unflatten)
 
-    if attribute == "config" and hasattr(value, "to_dict"):
-        return changed(value, count, depth=1)
-    own = not type(module).__module__.startswith("torch.") or type(module) in (nn.Module, nn.Unflatten)
-    return changed(value, count) if inside and own and is_setting(value) else value
+
+def _counting(place: Origin, walk: CutWalk) -> Change:
+    name, attribute = place
+    return lambda path, number: Count(number, walk, origins=((name, f"{attribute}.{path}"),)) if number > 1 else number
 
 
 def _ids_of(module: nn.Module, attribute: str, walk: CutWalk) -> tuple[Ids, ...]:

@@ -104,6 +104,29 @@ def test_what_modules_tell_each_other_is_no_configuration():
     is_the_merged_one(*built((forward, rows, lambda: dense(c=Sharing(shared), d=Sharing(shared)))))
 
 
+class Library:
+    """A configuration as libraries have it."""
+
+    def __init__(self, **held):
+        vars(self).update(held)
+
+    def to_dict(self):
+        return dict(vars(self))
+
+
+@torch.no_grad()
+def test_a_librarys_configuration_may_be_written_into():
+    """As classifiers of transformers do, which note there what problem their labels are of."""
+
+    def forward(m, x):
+        m.b.config.problem = "regression"
+        return m.b(m.a(x))
+
+    config = Library(width=12, problem=None)
+    smaller = is_the_merged_one(*built((forward, rows, lambda: dense(b=Reader(config, lambda c: c.width)))))
+    assert (smaller.b.config.width, config.width) == (10, 12)
+
+
 def test_a_configuration_that_is_written_into_is_looked_at_again():
     config = types.SimpleNamespace(scaled=False)
 
