@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import logging
 import math
+import os
 import tempfile
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
@@ -50,7 +53,8 @@ class GammaHistory(Sequence[Row]):
     With a path every row is a line of JSON there, NaN and infinity written as null beside "<column>_is": "nan" or
     "inf". A file that is there already is gone on with: rows from the first step on that comes again, after a restart
     from an older checkpoint, are replaced. Rows are written when `WAITING` steps or `SECONDS` have passed, by `flush`,
-    and when the monitor is detached. Let one rank of several write. `sdsd watch` shows such a file while it grows.
+    when the monitor is detached, and when nobody holds the history any more or Python ends, by Ctrl-C or an error, too.
+    Let one rank of several write. `sdsd watch` shows such a file while it grows.
 
     A file belongs to one run: where somebody else changes it meanwhile, a warning says so and rows stay in memory from
     there on; a file that is taken away is written anew, with all rows. Copies and pickles hold rows, without the file.
@@ -75,6 +79,8 @@ class GammaHistory(Sequence[Row]):
         [1, 2, 3]
     """
 
+    path: Path | None = None
+
     def __init__(self, path: str | Path | None = None, *, parameters: bool = False) -> None:
         self.path = None if path is None else Path(path)
         self.parameters = parameters
@@ -84,8 +90,12 @@ class GammaHistory(Sequence[Row]):
         self._written = time.monotonic()
         self._size: int | None = 0
         """Of the file as this history left it, in bytes; None where that is not known."""
+        self._process = os.getpid()
         if self.path is not None:
             _check_writable(self.path)
+            for other in list(_OPEN):  # a run before, in this process, that would put its last rows among these
+                if other.path is not None and other.path.resolve() == self.path.resolve():
+                    other._close()
         if self.path is not None and self.path.exists():
             self._rows, whole = _read(self.path)
             LOGGER.info("%s: %d rows of an earlier run are gone on with", self.path, len(self._rows))
@@ -93,6 +103,8 @@ class GammaHistory(Sequence[Row]):
                 LOGGER.warning("%s: the last line was cut off and is taken away", self.path)
                 self._write_all()
             self._size = self.path.stat().st_size
+        if self.path is not None:
+            _OPEN.add(self)
 
     def __call__(self, monitor: GammaMonitor, stats: GammaStats) -> None:
         """Take a measured step: what `GammaMonitor.add_observer` calls."""
@@ -168,6 +180,17 @@ class GammaHistory(Sequence[Row]):
         with _naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.writelines(line_of(row) for row in self._unwritten)
         self._now_written()
+
+    def _close(self) -> None:
+        """Write what waits, if nobody did: a forked process does not, for its rows are those of this one."""
+        if self.path is not None and self._process == os.getpid() and (self._waiting or self._unwritten):
+            try:
+                self.flush()
+            except Exception as error:  # a device that failed, a folder that is gone: nobody can mend it any more
+                warnings.warn(f"{self.path}: the last rows could not be written: {error}", RuntimeWarning, stacklevel=2)
+
+    def __del__(self) -> None:
+        self._close()
 
     def __getstate__(self) -> dict[str, Any]:
         self._collect()
@@ -287,6 +310,16 @@ class GammaHistory(Sequence[Row]):
         assert self.path is not None
         self._unwritten = []
         self._size = self.path.stat().st_size
+
+
+_OPEN: weakref.WeakSet[GammaHistory] = weakref.WeakSet()
+"""Histories with a file."""
+
+
+@atexit.register
+def _close_all() -> None:
+    for history in list(_OPEN):
+        history._close()
 
 
 class NotWrittenError(OSError):
