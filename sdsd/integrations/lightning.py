@@ -202,7 +202,7 @@ class GammaCallback(_library.Callback):  # type: ignore[misc]
             raise ValueError(
                 "GammaCallback: training_step did not call the module it watches. Call self(…) there, or name the "
                 f"submodule that is called: GammaCallback(module=…), one of {', '.join(names)}. Where it calls "
-                "several, or parts of them, take the whole training step for a forward pass: GammaCallback(whole_step=True)."
+                "several, or parts of them, take training_step for the forward pass: GammaCallback(whole_step=True)."
             )
         self.stats = self.monitor.step() or self.stats
         self._steps += 1
