@@ -207,7 +207,7 @@ class GammaMonitor(Readings):
         check_state(state, self._parameters.covered, self.population)
         if state["mode"] != self.mode and self._auto:
             self._switch_to_micro()
-        self._results.averages.load_state_dict(state["averages"])
+        self._results.load(state["averages"])
         self._steps = state["steps"]
         self._begin_step()
 
@@ -284,7 +284,8 @@ class GammaMonitor(Readings):
 
         Args:
             loss_fn: (model, batch) → the loss, a mean over samples (or a sum, with loss_reduction="sum").
-            batch: a tensor or a nest; tensors with n entries along batch_dim (None: lists of n) are cut into samples.
+            batch: a tensor or a nest; tensors with n entries along batch_dim (None: lists of n), or else along their
+                first dimension, are cut into samples, and so are those with as many rows a sample as the model's input.
 
         Returns:
             `CheckReport`: signal and noise of every covered parameter, measured and by the loop. It is printed too.
