@@ -21,7 +21,7 @@ from sdsd_kernels import checks
 
 from .._drafts import draft_of
 from .._extras import require
-from .rows import COLUMNS, TOTAL, Row, line_of, row_of, row_of_line
+from .rows import COLUMNS, TOTAL, Row, Values, line_of, row_of, row_of_line
 from .stats import GammaStats
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ WAITING = 64
 SECONDS = 5.0
 """After which waiting steps are written to a file all the same, so that who watches it sees them."""
 SMOOTHED = ("smoothed_noise_scale", "noise_scale_low", "noise_scale_high", "phase")
+_STEP, _PARAMETER = COLUMNS.index("step"), COLUMNS.index("parameter")
 LAST = 10
 """Rows that a notebook shows."""
 
@@ -85,8 +86,8 @@ class GammaHistory(Sequence[Row]):
         self.path = None if path is None else Path(path)
         self.parameters = parameters
         self._waiting: list[tuple[int, GammaStats]] = []
-        self._rows: list[Row] = []
-        self._unwritten: list[Row] = []
+        self._rows: list[Values] = []
+        self._unwritten: list[Values] = []
         self._written = time.monotonic()
         self._size: int | None = 0
         """Of the file as this history left it, in bytes; None where that is not known."""
@@ -122,10 +123,10 @@ class GammaHistory(Sequence[Row]):
             OSError: the file cannot be written; the step is kept, and written with the next ones.
         """
         step = checks.check_count(step, "step", least=0)
-        last = self._waiting[-1][0] if self._waiting else self._rows[-1]["step"] if self._rows else 0
+        last = self._waiting[-1][0] if self._waiting else self._rows[-1][_STEP] if self._rows else 0
         if step <= last:
             self._collect()
-            kept = [row for row in self._rows if row["step"] < step]
+            kept = [row for row in self._rows if row[_STEP] < step]
             LOGGER.info("step %d comes again: %d rows from it on are replaced", step, len(self._rows) - len(kept))
             self._rows = kept
             self._waiting.append((step, stats))
@@ -151,7 +152,7 @@ class GammaHistory(Sequence[Row]):
     def _collect(self) -> None:
         """Make rows of the steps that wait: reading needs no file, nor room in one."""
         waiting, self._waiting = self._waiting, []
-        fresh = [row for step, stats in waiting for row in self._rows_of(step, stats)]
+        fresh = [tuple(row.values()) for step, stats in waiting for row in self._rows_of(step, stats)]
         self._rows += fresh
         if self.path is not None:
             self._unwritten += fresh
@@ -178,7 +179,7 @@ class GammaHistory(Sequence[Row]):
             return
         self._size = None  # what a write that fails leaves there is not known
         with _naming(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.writelines(line_of(row) for row in self._unwritten)
+            file.writelines(line_of(_row(values)) for values in self._unwritten)
         self._now_written()
 
     def _close(self) -> None:
@@ -202,11 +203,12 @@ class GammaHistory(Sequence[Row]):
 
     def __getitem__(self, index: Any) -> Any:
         self._collect()
-        return self._rows[index]
+        taken = self._rows[index]
+        return [_row(values) for values in taken] if isinstance(index, slice) else _row(taken)
 
     def __iter__(self) -> Iterator[Row]:
         self._collect()
-        return iter(self._rows)
+        return map(_row, self._rows)
 
     def __repr__(self) -> str:
         where = "" if self.path is None else f" in {self.path}"
@@ -214,12 +216,14 @@ class GammaHistory(Sequence[Row]):
 
     def _repr_html_(self) -> str:
         """What notebooks show: the last rows of the total, and the latest advice."""
-        rows = [row for row in self if row["parameter"] == TOTAL]
+        self._collect()
+        of_total = [values for values in self._rows if values[_PARAMETER] == TOTAL]
+        rows = [_row(values) for values in of_total[-LAST:]]
         shown = ("step", "batch_size", "noise_scale", *SMOOTHED)
         lines = [f"<tr>{''.join(f'<th>{name}</th>' for name in shown)}</tr>"] + [
-            f"<tr>{''.join(f'<td>{_shown(row[name])}</td>' for name in shown)}</tr>" for row in rows[-LAST:]
+            f"<tr>{''.join(f'<td>{_shown(row[name])}</td>' for name in shown)}</tr>" for row in rows
         ]
-        said = f"{len(rows)} measured steps, in total; the last {min(LAST, len(rows))}."
+        said = f"{len(of_total)} measured steps, in total; the last {len(rows)}."
         if rows and rows[-1]["advice"]:
             said += f" {rows[-1]['advice']}"
         return f"<table><caption>{escape(said)}</caption>{''.join(lines)}</table>"
@@ -239,9 +243,11 @@ class GammaHistory(Sequence[Row]):
         """
         if name not in COLUMNS:
             raise ValueError(f"name: expected one of {', '.join(COLUMNS)}, got {name!r}.")
-        values = [row[name] for row in self if row["parameter"] == parameter]
+        self._collect()
+        place = COLUMNS.index(name)
+        values = [row[place] for row in self._rows if row[_PARAMETER] == parameter]
         if not values and self._rows:
-            known = list(dict.fromkeys(row["parameter"] for row in self._rows))
+            known = list(dict.fromkeys(row[_PARAMETER] for row in self._rows))
             hint = " Pass parameters=True to keep those of parameters." if known == [TOTAL] else ""
             raise ValueError(f"parameter: expected one of {', '.join(known)}, got {parameter!r}.{hint}")
         return values
@@ -303,7 +309,7 @@ class GammaHistory(Sequence[Row]):
         self._size = None  # a file that stays as it was has rows that are replaced
         target = self.path.resolve()  # a link stays one
         with _naming(self.path), draft_of(target) as draft, draft.open("w", encoding="utf-8") as file:
-            file.writelines(map(line_of, self._rows))
+            file.writelines(line_of(_row(values)) for values in self._rows)
         self._now_written()
 
     def _now_written(self) -> None:
@@ -342,6 +348,10 @@ def _naming(path: Path) -> Iterator[None]:
         raise NotWrittenError(path, error.strerror or str(error)) from error
 
 
+def _row(values: Values) -> Row:
+    return dict(zip(COLUMNS, values, strict=True))
+
+
 def _shown(value: Any) -> str:
     missing = value is None or (isinstance(value, float) and math.isnan(value))
     return "–" if missing else f"{value:.4g}" if isinstance(value, float) else escape(str(value))
@@ -366,19 +376,22 @@ def _check_writable(path: Path) -> None:
         ) from error
 
 
-def _read(path: Path) -> tuple[list[Row], bool]:
+def _read(path: Path) -> tuple[list[Values], bool]:
     """The rows of a file, and whether it was whole: a last line that was cut off is left out."""
-    rows: list[Row] = []
+    rows: list[Values] = []
+    words: dict[Any, Any] = {}  # each text once: names, phases and advice come again and again
     try:
         with path.open(encoding="utf-8") as file:
-            lines = file.readlines()
+            for number, line in enumerate(file, start=1):
+                try:
+                    row = row_of_line(line)
+                except ValueError as error:
+                    if not line.endswith("\n"):
+                        return rows, False
+                    raise ValueError(
+                        f"{path}, line {number}: {error} Name another file, or move this one away."
+                    ) from error
+                rows.append(tuple(words.setdefault(v, v) if type(v) is str else v for v in row.values()))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a history, which is text, got other bytes. Name another file.") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(row_of_line(line))
-        except ValueError as error:
-            if number == len(lines) and not line.endswith("\n"):
-                return rows, False
-            raise ValueError(f"{path}, line {number}: {error} Name another file, or move this one away.") from error
     return rows, True

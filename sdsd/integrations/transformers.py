@@ -72,10 +72,7 @@ class GammaCallback(_library.TrainerCallback):  # type: ignore[misc]
         self.monitor = attach_monitor(model, options)
         if state.global_step > 0:
             saved = state.stateful_callbacks.get(self._key)
-            if saved is not None:
-                averages = {name: torch.tensor(value, dtype=torch.float64) for name, value in saved["averages"].items()}
-                saved = {**saved, "averages": averages}
-            go_on_from(self.monitor, saved, state.global_step)
+            go_on_from(self.monitor, None if saved is None else _from_json(saved), state.global_step)
         self._hooks = [model.register_forward_hook(self._forward_ended)]
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -132,9 +129,7 @@ class GammaCallback(_library.TrainerCallback):  # type: ignore[misc]
             self.log(scalars(self.stats, self.prefix))
             control.should_log = True  # the Trainer takes it for its own line, and would leave that out
         if self.monitor is not None and (control.should_save or control.should_evaluate):
-            saved = self.monitor.state_dict()
-            averages = {name: tensor.tolist() for name, tensor in saved["averages"].items()}
-            state.stateful_callbacks[self._key] = {**saved, "averages": averages}
+            state.stateful_callbacks[self._key] = _to_json(self.monitor.state_dict())
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         self._detach()
@@ -146,6 +141,19 @@ class GammaCallback(_library.TrainerCallback):  # type: ignore[misc]
         if self.monitor is not None:
             self.monitor.detach()
             self.monitor = None
+
+
+def _to_json(state: dict[str, Any]) -> dict[str, Any]:
+    """A monitor's state for a file of JSON: its tensors, which are of float64, as lists."""
+    averages = state["averages"].items()
+    tensors = {name: value.tolist() for name, value in averages if isinstance(value, Tensor)}
+    return {**state, "averages": {name: value for name, value in averages if name not in tensors}, "tensors": tensors}
+
+
+def _from_json(saved: dict[str, Any]) -> dict[str, Any]:
+    """What `_to_json` was given."""
+    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in saved["tensors"].items()}
+    return {**saved, "averages": saved["averages"] | tensors}
 
 
 def _tensors(outputs: Any) -> Iterator[Tensor]:

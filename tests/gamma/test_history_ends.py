@@ -1,16 +1,18 @@
-"""The last rows of a GammaHistory, where a run ends without detaching its monitor."""
+"""The last rows of a GammaHistory, where a run ends without detaching its monitor, and long runs that go on."""
 
 from __future__ import annotations
 
 import gc
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 import torch
 from torch import nn
 
 import sdsd
+from sdsd.gamma.rows import line_of
 
 SCRIPT = """
 import os, shutil, sys
@@ -91,3 +93,19 @@ def test_a_history_that_was_refused_ends_in_silence(tmp_path):
     with pytest.raises(TypeError):
         sdsd.GammaHistory(3)
     gc.collect()
+
+
+def test_a_long_history_takes_little_memory(tmp_path):
+    """Of 17 values a row: eight bytes each in a tuple, 24 a number, and texts once."""
+    monitor, _ = train(tmp_path / "one.jsonl", 20)
+    row = monitor.history[-1]
+    assert len(row["advice"]) > 100
+    path = tmp_path / "run.jsonl"
+    path.write_text("".join(line_of(row | {"step": step}) for step in range(1, 3001)), encoding="utf-8")
+    tracemalloc.start()
+    history = sdsd.GammaHistory(path)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert history[2999] == row | {"step": 3000}
+    assert history[2990:][-1] == list(history)[-1] == history[2999]
+    assert taken <= 3000 * (40 + 17 * 8 + 17 * 32 + 16)
