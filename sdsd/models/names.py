@@ -6,9 +6,16 @@ import re
 
 from torch import nn
 
+from .usable import check_module
+
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside DistributedDataParallel, DataParallel and what `unwrap_calls` takes away."""
+    """The user's own module inside DistributedDataParallel, DataParallel and what `unwrap_calls` takes away.
+
+    Raises:
+        TypeError: no module.
+    """
+    check_module(model)
     model = unwrap_calls(model)
     while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         model = unwrap_calls(model.module)
