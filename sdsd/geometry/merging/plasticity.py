@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
+from ...graphs import seeded
 from ...models import copy_of, evaluating
 from ..cosines import NeuronPair
 from .consolidate import consolidate
@@ -128,8 +128,7 @@ def plasticity(
 def _learning_curve(
     network: nn.Module, train: Training, accuracy: Callable[[nn.Module], Any], epochs: int, seed: int
 ) -> Iterator[float]:
-    with torch.random.fork_rng(devices=cuda_devices(network)):
-        torch.manual_seed(checks.check_integer(seed, "seed"))
+    with seeded(checks.check_integer(seed, "seed"), cuda_devices(network)):
         training = iter(train(network))
         for epoch in range(epochs):
             try:
