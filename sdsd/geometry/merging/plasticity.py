@@ -95,6 +95,7 @@ def plasticity(
         TypeError, ValueError: as `biopsy`; a `train` that yields fewer than `epochs` times.
 
     Example:
+        >>> import torch
         >>> from sdsd.geometry import sgd_training
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
