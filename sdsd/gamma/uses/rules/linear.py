@@ -259,7 +259,7 @@ def _measure(use: Use, how: How, x: Tensor, grad: Tensor, wanted: bool) -> tuple
     """Deliver the pieces; the gradients of weight and bias where they are `wanted`."""
     ledger, operands = use.mode.ledger, use.operands
     track, n, transposed = how
-    if track == _PLAIN and x.ndim <= 3:
+    if track == _PLAIN and x.ndim <= 3 and x.numel():
         a, b = (x, grad) if x.ndim == 3 else (x.unsqueeze(1), grad.unsqueeze(1))
     else:
         a, b = arrange(x, track, n, 1), arrange(grad, track, n, 1)
