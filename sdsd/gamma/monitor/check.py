@@ -5,17 +5,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-import random
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ...graphs import seeded
+from ...models import check_loss_function, untouched
 from ..following import Track
 from ..stats import GammaStats
 from .arrivals import Arrivals
@@ -86,10 +86,11 @@ def beside_loop(
     batch: Any,
 ) -> CheckReport:
     """Measure one batch, then loop over its samples; everything is left as it was."""
+    check_loss_function(loss_fn)
     scaler, meter.scaler = meter.scaler, None
     proved, arrivals, meter.arrivals = meter.prover.steps, meter.arrivals, Arrivals()
     try:
-        with untouched(parameters.root), apart(session):
+        with kept(parameters.root), apart(session):
             for parameter in parameters.root.parameters():
                 parameter.grad = None
             session.directions = None if session.sharded else meter.prover.direction
@@ -191,25 +192,16 @@ def _listed(batch: Any, n: int, k: int) -> Any:
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Gradients, buffers and the streams of random numbers are afterwards what they were."""
-    gradients = [(p, p.grad) for p in model.parameters()]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    streams = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    device = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-        torch.set_rng_state(streams[0])
-        np.random.set_state(streams[1])
-        random.setstate(streams[2])
-        if device:
-            torch.cuda.set_rng_state_all(device)
+def kept(model: nn.Module) -> Iterator[None]:
+    """Inside, the model may run and fill .grad; afterwards both are as they were, and so are random streams."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    devices = sorted({p.device for p, _ in gradients if p.device.type == "cuda"}, key=str)
+    with untouched(model), seeded(None, devices):
+        try:
+            yield
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
 
 
 def by_loop(
