@@ -31,7 +31,7 @@ def seeded(seed: int | None, devices: Sequence[torch.device]) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         if seed is not None:
             random.seed(seed)
-            np.random.seed(seed)
+            np.random.seed(seed % 2**32)
             torch.default_generator.manual_seed(seed)
             for device in devices:
                 torch.cuda.default_generators[device.index or 0].manual_seed(seed)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..models import evaluating, untouched, unwritten
 from .calls import as_arguments
+from .chance import seeded
 from .vocabulary import CONVOLUTIONS, spatial_dims
 from .writes import parameters_kept
 
@@ -68,7 +69,7 @@ def _runs(model: nn.Module, example_input: Any, gradients: bool = False) -> bool
             untouched(model, parameters=True),
             unwritten(arguments, named),
             evaluating(model),
-            torch.random.fork_rng(devices=[]),
+            seeded(None, []),
             torch.set_grad_enabled(gradients),
         ):
             model(*arguments, **named)
@@ -98,7 +99,7 @@ def likely_inputs(model: nn.Module) -> Iterator[Tensor]:
     for guesses in _likely(first):
         for guess in guesses:
             try:
-                with untouched(model), evaluating(model), torch.random.fork_rng(devices=[]), parameters_kept(model):
+                with untouched(model), evaluating(model), seeded(None, []), parameters_kept(model):
                     model(guess.clone())
             except Exception:
                 continue

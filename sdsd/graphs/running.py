@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..models import evaluating, untouched, unwritten
 from .calls import Call, as_arguments, outputs
-from .chance import draws
+from .chance import draws, seeded
 from .walk import Walk
 from .writes import parameters_kept
 
@@ -65,7 +65,7 @@ def call_of(model: nn.Module, use: Callable[[], Any]) -> Call | None:
         lambda _module, args, kwargs: calls.append(Call(args, dict(kwargs))), with_kwargs=True
     )
     try:
-        with untouched(model, parameters=True), evaluating(model), torch.random.fork_rng(devices=_cuda(model)):
+        with untouched(model, parameters=True), evaluating(model), seeded(None, _cuda(model)):
             use()
     except Exception:
         return None  # whoever asked runs it again, and is told

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+import sdsd
 from sdsd.geometry import (
     biopsy,
     collect_activations,
@@ -167,3 +170,38 @@ def test_a_layer_without_a_size_is_asked_to_run_first(name):
     model(batches()[0])
     LAZY[name](model)
     functional.mse_loss(model(batches()[0]), torch.zeros(6, 3)).backward()
+
+
+def test_the_same_seed_trains_the_same_network_whoever_draws():
+    """Augmentations draw from Python's and NumPy's generators, which go on afterwards as if nobody had trained."""
+    x, y = torch.randn(32, 3), torch.arange(32) % 2
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+
+    def train(network):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
+        while True:
+            chosen = [*random.sample(range(32), 4), *np.random.randint(0, 32, 4).tolist(), int(torch.randint(32, ()))]
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(x[chosen]), y[chosen]).backward()
+            optimizer.step()
+            yield
+
+    def states():
+        return random.getstate(), list(map(str, np.random.get_state())), torch.get_rng_state().tolist()
+
+    def weights(seed):
+        return torch.nn.utils.parameters_to_vector(sdsd.geometry.trained(model, train, 3, seed).parameters())
+
+    before = states()
+    first = weights(-5)
+    assert states() == before
+    random.random(), np.random.rand(), torch.rand(2)
+    assert torch.equal(weights(-5), first)
+    assert not torch.equal(weights(6), first)
+    curves = [
+        sdsd.plasticity(
+            model, "0", train, lambda network: network[0].weight.sum(), 2, epochs=3, activations=model[:2](x)
+        )
+        for _ in range(2)
+    ]
+    assert curves[0].untouched == curves[1].untouched

@@ -138,7 +138,7 @@ class Leaves(nn.Module):
         if not hasattr(self, "late"):
             self.register_buffer("late", torch.zeros(1))
         random.random(), np.random.rand(), torch.rand(1)
-        return self.head(torch.tanh(self.first(x.float())))
+        return self.head(torch.relu(self.first(x.float())))
 
 
 CALLS: dict[str, Callable[[nn.Module, Callable[..., Tensor]], Any]] = {
@@ -158,20 +158,30 @@ CALLS: dict[str, Callable[[nn.Module, Callable[..., Tensor]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("call", [*CALLS, "tangent_kernel"])
+FOUND: dict[str, Callable[[nn.Module, Callable[..., Tensor]], Any]] = {
+    "tangent_kernel": lambda m, loss: theory.tangent_kernel(m, X),
+    "symmetries": lambda m, loss: theory.symmetries(m),
+    "canonicalize": lambda m, loss: theory.canonicalize(m, example_input=X),
+    "sharpness, canonical": lambda m, loss: theory.sharpness(m, (X, Y), loss, tolerance=0.1),
+    "match_neurons": lambda m, loss: sdsd.match_neurons(m, copy.deepcopy(m), example_input=X),
+    "trained": lambda m, loss: sdsd.geometry.trained(m, sdsd.geometry.sgd_training([(X, Y)], loss), 1),
+}
+"""What takes no loss, or a copy of the model, and runs it all the same."""
+
+
+@pytest.mark.parametrize("call", [*CALLS, *FOUND])
 def test_the_model_and_all_random_states_stay_as_they_were(call):
     model = Leaves()
     buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    run = CALLS.get(call, lambda m, loss: theory.tangent_kernel(m, X))
-    run(model, loss_of)
+    states = torch.get_rng_state(), random.getstate(), list(map(str, np.random.get_state()))
+    {**CALLS, **FOUND}[call](model, loss_of)
     assert (model.calls, model.kept) == (0, [])
     assert dict(model.named_buffers()).keys() == buffers.keys()
     for name, buffer in model.named_buffers():
         assert buffer is buffers[name][0]
         assert torch.equal(buffer, buffers[name][1])
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
+    assert (random.getstate(), list(map(str, np.random.get_state()))) == states[1:]
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...graphs import Plain, outputs
+from ...graphs import Plain, outputs, seeded
 from ...models import untouched
 from ..gram import GramAccumulator, scratch_bytes, triangles_bytes
 from .choice import Choice, Path, Reading, choose, path_name
@@ -53,7 +53,7 @@ class Collector:
         """Run a batch once and note what the readers of each layer get."""
         follower = ReadersFollower(self._dim)
         devices = list({each.device for each in (*model.parameters(), *model.buffers()) if each.device.type == "cuda"})
-        with untouched(model), torch.random.fork_rng(devices), self._following(follower, set(self.chosen)):
+        with untouched(model), seeded(None, devices), self._following(follower, set(self.chosen)):
             given: list[Any] = []
             hook = model.register_forward_hook(lambda _module, _inputs, output: given.append(output))
             try:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...graphs import as_arguments, outputs
+from ...graphs import as_arguments, outputs, seeded
 from ...models import evaluating
 from .norms import RepeatedNorm
 
@@ -104,12 +104,12 @@ def _why(config: Any, unfit: tuple[str, tuple[Shape, Shape]], refused: dict[str,
 
 def _same(model: nn.Module, config: Any, example_input: Any) -> bool:
     """Whether a model built from the configuration, with the parameters of this one, gives the same."""
-    with torch.random.fork_rng(devices=[]):
+    with seeded(None, []):
         built = type(model)(copy.deepcopy(config))
     first = next(model.parameters())
     built.to(device=first.device, dtype=first.dtype).load_state_dict(model.state_dict())
     arguments, named = as_arguments(example_input)
-    with evaluating(model), evaluating(built), torch.random.fork_rng(devices=[]):
+    with evaluating(model), evaluating(built), seeded(None, []):
         one, other = (
             [each for each in outputs(each_model(*arguments, **named)) if isinstance(each, Tensor)]
             for each_model in (model, built)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks, cosine_matrix
 
-from ...graphs import row_dim
+from ...graphs import row_dim, seeded
 from ...models import check_loss_function, copy_of
 from .edits import tensor_of
 from .layers import dense_layer
@@ -36,8 +36,7 @@ def untrained(model: nn.Module, seed: int = 0) -> nn.Module:
     """
     fresh = copy_of(model)
     kept: list[str] = []
-    with torch.random.fork_rng(devices=cuda_devices(model)):
-        torch.manual_seed(checks.check_integer(seed, "seed"))
+    with seeded(checks.check_integer(seed, "seed"), cuda_devices(model)):
         for name, module in fresh.named_modules():
             reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
             if callable(reset):
@@ -61,7 +60,7 @@ def trained(model: nn.Module, train: Training, epochs: int, seed: int = 0) -> nn
         model: not changed.
         train: a generator function that trains and yields after each epoch; `sgd_training` makes one.
         epochs: how many.
-        seed: of the global generators during training, which are put back.
+        seed: of the global generators of torch, Python and NumPy during training, which are put back.
 
     Returns:
         The trained copy, in the mode that `train` left it in.
@@ -71,8 +70,7 @@ def trained(model: nn.Module, train: Training, epochs: int, seed: int = 0) -> nn
         ValueError: `epochs` is no whole number, 0 or more.
     """
     network = copy_of(model)
-    with torch.random.fork_rng(devices=cuda_devices(model)):
-        torch.manual_seed(checks.check_integer(seed, "seed"))
+    with seeded(checks.check_integer(seed, "seed"), cuda_devices(model)):
         for _ in itertools.islice(train(network), epochs):
             pass
     return network
@@ -147,5 +145,5 @@ def weight_cosine(model: nn.Module, layer: str) -> Tensor:
     return cosine_matrix(tensor_of(module, "weight").detach(), neuron_dim=row_dim(module))
 
 
-def cuda_devices(model: nn.Module) -> list[int]:
-    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+def cuda_devices(model: nn.Module) -> list[torch.device]:
+    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)

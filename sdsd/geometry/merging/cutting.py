@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, first_line, fit_sizes, is_fitted
+from ...graphs import READER, Attribute, FewerHeads, Plain, as_arguments, first_line, fit_sizes, is_fitted, seeded
 from ...models import copy_of, evaluating, untouched, unwritten
 from .edits import IndexPairs, apply, part_tensor
 from .group import Consumers
@@ -143,7 +143,7 @@ def sizes_of_model(model: nn.Module, example_input: Any) -> tuple[int, int | Non
     arguments, named = as_arguments(example_input)
     counter = _Flops()
     try:
-        with untouched(model), unwritten(arguments, named), evaluating(model), torch.random.fork_rng(devices=[]):
+        with untouched(model), unwritten(arguments, named), evaluating(model), seeded(None, []):
             counter.of(lambda: model(*arguments, **named))
     except Exception as error:
         reason = f"the network does not run on example_input ({type(error).__name__}: {first_line(error)})"

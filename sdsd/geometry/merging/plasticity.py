@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
 from ..._progress import Progress, reporter
+from ...graphs import seeded
 from ...models import copy_of, evaluating
 from ..cosines import NeuronPair
 from .consolidate import consolidate
@@ -95,6 +95,7 @@ def plasticity(
         TypeError, ValueError: as `biopsy`; a `train` that yields fewer than `epochs` times.
 
     Example:
+        >>> import torch
         >>> from sdsd.geometry import sgd_training
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -128,8 +129,7 @@ def plasticity(
 def _learning_curve(
     network: nn.Module, train: Training, accuracy: Callable[[nn.Module], Any], epochs: int, seed: int
 ) -> Iterator[float]:
-    with torch.random.fork_rng(devices=cuda_devices(network)):
-        torch.manual_seed(checks.check_integer(seed, "seed"))
+    with seeded(checks.check_integer(seed, "seed"), cuda_devices(network)):
         training = iter(train(network))
         for epoch in range(epochs):
             try:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...graphs import Atoms, Ids
+from ...graphs import Atoms, Ids, seeded
 from ...models import copy_of
 from .channels import BIAS, READ, WRITING, Attention, Channels, Use
 from .same_function import arguments_in_float64, in_floats
@@ -136,8 +136,7 @@ class _Trial:
 
     def run(self) -> list[Tensor]:
         """All outputs, in eval mode."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded(0, []):
             return in_floats(self.model(*self.args, **self.kwargs))
 
     def orders(self, orders: list[Order]) -> list[Order]:

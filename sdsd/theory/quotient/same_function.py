@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ...graphs import as_arguments, outputs
+from ...graphs import as_arguments, outputs, seeded
 from ...models import copy_of, evaluating, untouched
 
 SAME = 1e-9
@@ -21,8 +20,7 @@ def require_same(model: nn.Module, moved: nn.Module, example: Any) -> None:
     answers = []
     for each in (model, moved):
         network = copy_of(each).double()
-        with untouched(network), evaluating(network), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with untouched(network), evaluating(network), seeded(0, []):
             answers.append([each.double() for each in in_floats(network(*arguments, **named)) if each.numel()])
     for before, after in zip(*answers, strict=True):
         off, most = (before - after).abs().max().item(), before.abs().max().item()

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from ...graphs import call_of, likely_inputs
+from ...graphs import call_of, likely_inputs, seeded
 from ...models import plainly, unwrap
 from .groups import Permutation, Scaling, Translation, build
 from .mixing import Mixing
@@ -186,6 +185,6 @@ def example_for(model: nn.Module, data: Iterable[Any], loss_fn: Callable[[nn.Mod
     root = unwrap(model)
     if next(likely_inputs(root), None) is not None:
         return None
-    with torch.random.fork_rng(devices=[]):
+    with seeded(None, []):
         batch = next(iter(data), None)
     return call_of(root, lambda: loss_fn(root, batch))

@@ -6,6 +6,7 @@ import math
 import pickle
 
 import pytest
+import torch
 
 pytest.importorskip("matplotlib")
 
@@ -112,8 +113,6 @@ def test_what_measure_returns_must_be_json(tmp_path):
 
 
 def test_a_study_leaves_torch_as_it_was(tmp_path):
-    import torch
-
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     run_study(CATALOGUE["selection"], tmp_path, Progress(), seeds=(1,), quick=True)
     assert torch.get_num_threads() == threads
