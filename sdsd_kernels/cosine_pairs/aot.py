@@ -11,13 +11,7 @@ from .._aot import AotCase, compiled_ahead
 from .._device import DeviceRecord
 from ..pairwise.aot import cases_of, neurons
 from ..pairwise.config import Request
-from .kernel import (
-    launch_cosine_histogram,
-    launch_cosine_pairs,
-    launch_cosine_row_sums,
-    past_threshold_kernel,
-    totals_kernel,
-)
+from .kernel import launch_cosine_pairs, launch_cosine_totals, past_threshold_kernel, totals_kernel
 
 
 def aot_cases() -> list[AotCase]:
@@ -39,8 +33,8 @@ def _cases(record: DeviceRecord) -> Iterator[AotCase]:
         rows = neurons(16384, 1024, dtype, layout)
 
         def passes(rows: Tensor = rows) -> None:
-            launch_cosine_histogram(rows, 500, request)
-            launch_cosine_row_sums(rows, "distance", request)
+            launch_cosine_totals(rows, "histogram", 500, request)
+            launch_cosine_totals(rows, "distance", 0, request)
             launch_cosine_pairs(rows, 0.5, True, request)
 
         # By pointers halves take a tile of three terms, which takes more of everything.
