@@ -98,8 +98,8 @@ def cosine_histogram(
     add_up = _operator if progress is None else partial(_totals, progress=progress)
     counts, sign = add_up(rows, "histogram", bins, bool(center), max_bytes, chosen)
     edges = torch.linspace(-1, 1, bins + 1, dtype=torch.float64, device=rows.device)
-    every, clean, directed = (n * (n - 1) // 2 for n in (len(rows), (~sign.isnan()).sum(), (sign > 0).sum()))
-    return CosineHistogram(counts, edges, clean - directed, every - clean)
+    clean, directed = (n * (n - 1) // 2 for n in ((~sign.isnan()).sum(), (sign > 0).sum()))
+    return CosineHistogram(counts, edges, clean - directed, len(rows) * (len(rows) - 1) // 2 - clean)
 
 
 def cosine_row_sums(
