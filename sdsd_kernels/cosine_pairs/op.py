@@ -92,9 +92,8 @@ def cosine_histogram(
     max_bytes = check_max_bytes(max_bytes)
     # Counts, and the edges that are added to them. Tiles stay in registers.
     problem = lacks(rows, center=bool(center), max_bytes=max_bytes, beside=16 * (bins + 1))
-    if bins > config.MOST_BINS and problem is None:
-        problem = f"the kernel has at most {config.MOST_BINS} bins"
-    chosen = choose_backend(backend, rows.device, kernel_lacks=problem)
+    too_many = f"the kernel has at most {config.MOST_BINS} bins" if bins > config.MOST_BINS else None
+    chosen = choose_backend(backend, rows.device, kernel_lacks=problem or too_many)
     add_up = _operator if progress is None else partial(_totals, progress=progress)
     counts, sign = add_up(rows, "histogram", bins, bool(center), max_bytes, chosen)
     edges = torch.linspace(-1, 1, bins + 1, dtype=torch.float64, device=rows.device)
