@@ -95,9 +95,9 @@ def cosine_histogram(
     too_many = f"the kernel has at most {config.MOST_BINS} bins" if bins > config.MOST_BINS else None
     chosen = choose_backend(backend, rows.device, kernel_lacks=problem or too_many)
     add_up = _operator if progress is None else partial(_totals, progress=progress)
-    counts, sign = add_up(rows, "histogram", bins, bool(center), max_bytes, chosen)
+    counts, live = add_up(rows, "histogram", bins, bool(center), max_bytes, chosen)
     edges = torch.linspace(-1, 1, bins + 1, dtype=torch.float64, device=rows.device)
-    clean, directed = (n * (n - 1) // 2 for n in ((~sign.isnan()).sum(), (sign > 0).sum()))
+    clean, directed = (n * (n - 1) // 2 for n in ((~live.isnan()).sum(), (live > 0).sum()))
     return CosineHistogram(counts, edges, clean - directed, len(rows) * (len(rows) - 1) // 2 - clean)
 
 
@@ -147,8 +147,8 @@ def cosine_row_sums(
     problem = lacks(rows, center=bool(center), max_bytes=max_bytes, beside=config.VECTORS * rows.shape[0])
     chosen = choose_backend(backend, rows.device, kernel_lacks=problem)
     add_up = _operator if progress is None else partial(_totals, progress=progress)
-    sums, sign = add_up(rows, kind, 0, bool(center), max_bytes, chosen)
-    return sums.masked_fill_(sign.isnan(), torch.nan)
+    sums, live = add_up(rows, kind, 0, bool(center), max_bytes, chosen)
+    return sums.masked_fill_(live.isnan(), torch.nan)
 
 
 def cosine_pairs(
@@ -246,11 +246,11 @@ def _check_threshold(above: Any, below: Any) -> float:
 
 
 def _totals(rows: Tensor, kind: str, bins: int, *settings: Any, progress: Progress | None = None) -> Any:
-    """Counts of a "histogram" or row sums; sign of every neuron's norm, NaN for one with a NaN or an infinity."""
+    """Counts of a "histogram" or row sums; for every neuron 1, 0 if it is zero, NaN if it has a NaN or an infinity."""
     center, max_bytes, backend = settings
     request = Request(center, max_bytes, progress)
     totals, inverse_norm = _implementation("cosine_totals", backend)(rows, kind, bins, request)
-    return totals, inverse_norm.sign()
+    return totals, torch.where(inverse_norm > 0, 1.0, inverse_norm)
 
 
 def _fake(rows: Tensor, kind: str, bins: int, *settings: Any) -> tuple[Tensor, Tensor]:

@@ -130,8 +130,8 @@ def values_of(rows: Tensor, scale: Tensor | None = None, *, center: bool) -> Val
 def in_range(rows: Tensor, squares: Callable[[Values], Tensor], *, center: bool) -> tuple[Values, Tensor]:
     """Values of `rows`, scaled where products need it, and ‖a‖² (N,) as `squares` takes it of them; NaN: not finite."""
     values = values_of(rows, center=center)
-    square, (smallest, largest) = squares(values), SQUARES[values.dtype]
-    suspicious = ~((square >= smallest) & (square <= largest))
+    square = squares(values)
+    suspicious = square.clamp(*SQUARES[values.dtype]) != square  # NaN differs from itself
     if bool(suspicious.any()) and (scale := _scales(rows, suspicious)) is not None:
         values = values_of(rows, scale, center=center)
         square = squares(values)
