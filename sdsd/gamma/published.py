@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sdsd_kernels import checks
 
-from ..models import paused
+from ..graphs import seeded
+from ..models import check_loss_function, check_module, paused, untouched
 from .estimators import gamma_stats
 from .stats import GammaStats
 
@@ -51,44 +52,45 @@ def compute_gamma(
 
     Raises:
         ValueError: n_samples < 2, a population smaller than the samples seen, fewer than two usable batches, no
-            trainable parameter, a loss that is no scalar.
+            trainable parameter, a loss that is no scalar or that no parameter has a part in.
+        TypeError: no model; a loss of torch.nn.
     """
     n_samples = checks.check_count(n_samples, "n_samples", least=2, of="batches")
+    check_module(model)
+    check_loss_function(loss_fn)
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise ValueError("model: expected at least one parameter that requires a gradient, got none.")
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    devices = sorted({p.device.index or 0 for p in trainable.values() if p.device.type == "cuda"})
+    devices = sorted({p.device for p in trainable.values() if p.device.type == "cuda"}, key=str)
     collected: dict[str, list[Tensor]] = {name: [] for name in trainable}
     size, odd, count = samples_per_gradient, [], 0
-    try:
-        with paused(model), torch.random.fork_rng(devices=devices), torch.enable_grad():
-            for batch in dataloader:
-                length = _batch_length(batch)
-                if size is None:
-                    if length is None:
-                        raise ValueError(
-                            "dataloader: found no tensor in a batch to read the batch size from. "
-                            "Pass samples_per_gradient."
-                        )
-                    size = length
-                elif length is not None and length != size and samples_per_gradient is None:
-                    odd.append(length)
-                    continue
-                loss = loss_fn(model, batch)
-                if not isinstance(loss, Tensor) or loss.numel() != 1:
-                    got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-                    raise ValueError(f"loss_fn: expected one number, the batch's mean loss, got {got}.")
-                gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
-                for (name, parameter), gradient in zip(trainable.items(), gradients, strict=True):
-                    collected[name].append(torch.zeros_like(parameter) if gradient is None else gradient.detach())
-                count += 1
-                if count == n_samples:
-                    break
-    finally:
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
+    with paused(model), untouched(model), seeded(None, devices), torch.enable_grad():
+        for batch in dataloader:
+            length = _batch_length(batch)
+            if size is None:
+                if length is None:
+                    raise ValueError(
+                        "dataloader: found no tensor in a batch to read the batch size from. Pass samples_per_gradient."
+                    )
+                size = length
+            elif length is not None and length != size and samples_per_gradient is None:
+                odd.append(length)
+                continue
+            loss = loss_fn(model, batch)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                raise ValueError(f"loss_fn: expected one number, the batch's mean loss, got {got}.")
+            gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
+            if all(gradient is None for gradient in gradients):
+                raise ValueError(
+                    "loss_fn: expected a loss of the model it is given, got one in which no parameter that trains "
+                    "has a part. Run the first argument, which may be a copy, and not a model from outside."
+                )
+            for (name, parameter), gradient in zip(trainable.items(), gradients, strict=True):
+                collected[name].append(torch.zeros_like(parameter) if gradient is None else gradient.detach())
+            count += 1
+            if count == n_samples:
+                break
     if odd:
         warnings.warn(
             f"left out {len(odd)} batch(es) of {sorted(set(odd))} samples: the others hold {size}.", stacklevel=2

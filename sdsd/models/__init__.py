@@ -7,7 +7,7 @@
 `memory.py`        tensors that lie in the memory of others
 `names.py`         the user's model and parameters without what wrappers added
 `restore.py`       evaluation mode, parameters and buffers, put back whatever happens
-`usable.py`        what is no model whose layers can be watched and changed, and what to pass instead
+`usable.py`        what is no model whose layers can be watched and changed, or no loss, and what to pass instead
 =================  =================================================================================================
 """
 
@@ -26,11 +26,13 @@ from .copies import copy_of
 from .memory import entries_of, memory_of_others, place_of
 from .names import clean, unwrap
 from .restore import evaluating, plainly, restored, running, training_outside_torch, untouched, unwritten
-from .usable import check_model, quantised, refuse_scripted_parts
+from .usable import check_loss_function, check_model, check_module, quantised, refuse_scripted_parts
 
 __all__ = [
     "attach",
+    "check_loss_function",
     "check_model",
+    "check_module",
     "clean",
     "compiled_parts",
     "compiling",

@@ -6,9 +6,16 @@ import re
 
 from torch import nn
 
+from .usable import check_module
+
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside DistributedDataParallel, DataParallel and torch.compile's wrapper."""
+    """The user's own module inside DistributedDataParallel, DataParallel and torch.compile's wrapper.
+
+    Raises:
+        TypeError: no module.
+    """
+    check_module(model)
     while True:
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             model = model.module

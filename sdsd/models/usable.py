@@ -17,8 +17,7 @@ def check_model(model: Any, *, only_run: bool = False) -> None:
         only_run: whether it is called and no more: values may lie elsewhere until a layer is called (accelerate's
             hooks), and wrappers may hold on to parameters.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {_what(model)}.")
+    check_module(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
             f"model: expected an nn.Module in Python, got {type(model).__name__}, whose layers cannot be watched. Pass "
@@ -33,6 +32,24 @@ def check_model(model: Any, *, only_run: bool = False) -> None:
     refuse_meta(model, only_run)
     if not only_run:
         refuse_bound(model)
+
+
+def check_module(model: Any) -> None:
+    """TypeError for what is no module, with what to pass instead."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {_what(model)}.")
+
+
+def check_loss_function(loss_fn: Any) -> None:
+    """TypeError for what is no function (model, batch) → loss, as are the losses of torch.nn."""
+    name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+    if str(getattr(loss_fn, "__module__", "")).startswith("torch.nn"):
+        raise TypeError(
+            f"loss_fn: expected a function (model, batch) → loss, got torch's {name}, which takes outputs and targets. "
+            "Pass a function that runs the model, for example lambda model, batch: loss(model(batch[0]), batch[1])."
+        )
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn: expected a function (model, batch) → loss, got {name}.")
 
 
 def _what(model: Any) -> str:

@@ -10,6 +10,7 @@ A study that makes sense on any network has a function in `OWN`; of the others `
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,9 +41,9 @@ from ..theory import (
 )
 from ..theory.quotient import example_for
 from .catalogue import CATALOGUE
-from .engine import Progress, StudyResult, find_study, plain, prepare_output, versions, write_json
+from .engine import Progress, StudyResult, find_study, plain, prepare_output, rank_correlation, versions, write_json
 from .geometry import subject_from_file
-from .user_file import DEFAULT_LEARNING_RATE, Script, load_script, users_code
+from .user_file import DEFAULT_LEARNING_RATE, Script, first_length, length_of, load_script, users_code
 
 SCHEMA = 1
 LINES = 12
@@ -111,7 +112,9 @@ Numbers = tuple[dict[str, Any], list[str]]
 
 
 def _factor(values: list[float]) -> float:
-    return max(values) / min(values)
+    """How many times the smallest of some numbers of one sign the largest is; NaN for others."""
+    sizes = [abs(value) for value in values]
+    return max(sizes) / min(sizes) if min(sizes) > 0 and (min(values) > 0) == (max(values) > 0) else math.nan
 
 
 def _quotient(own: Own) -> Numbers:
@@ -128,7 +131,8 @@ def _quotient(own: Own) -> Numbers:
     losses = [own.loss(own.model, batch) for batch in own.batches]
     trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
     gradients = torch.autograd.grad(torch.stack(losses).mean(), list(trained.values()), materialize_grads=True)
-    noise = {name: torch.randn(value.shape, dtype=torch.float64) for name, value in trained.items()}
+    draw = torch.Generator().manual_seed(own.seed)
+    noise = {name: torch.randn(value.shape, dtype=torch.float64, generator=draw) for name, value in trained.items()}
     vectors: dict[str, dict[str, Tensor]] = {
         "gradient": dict(zip(trained, gradients, strict=True)),
         "weight decay": {**trained},
@@ -215,25 +219,27 @@ def _orbit(own: Own) -> Numbers:
 
 def _phase(own: Own) -> Numbers:
     """Γ_H and Γ*: whether a step of the file's learning rate on one batch lowers the loss."""
-    rate = float(own.script.optimizer.param_groups[0].get("lr", DEFAULT_LEARNING_RATE))
+    optimizer = own.script.optimizer
+    rates = {float(group.get("lr", DEFAULT_LEARNING_RATE)) for group in optimizer.param_groups}
+    if len(rates) > 1:
+        raise ValueError(f"optimizer: expected one learning rate for all parameters, got {sorted(rates)}.")
+    rate, plain_steps = rates.pop(), type(optimizer) is torch.optim.SGD
     changes, lines = [], []
+    if not plain_steps or any(group["momentum"] for group in optimizer.param_groups):
+        what = "SGD with momentum" if plain_steps else type(optimizer).__name__
+        lines.append(f"of a plain step of SGD at that learning rate; {what} takes other steps")
     for batch in own.batches[:1]:
         stats = curvature_gamma(
-            own.model, own.loss, batch, learning_rate=rate, batch_size=_length(batch), seed=own.seed
+            own.model, own.loss, batch, learning_rate=rate, batch_size=length_of(batch), seed=own.seed
         )
         changes.append(stats.expected_change)
         lines += str(stats).splitlines()
     return {"learning_rate": rate, "expected_change": changes[0]}, lines
 
 
-def _length(batch: Any) -> int:
-    parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else (batch,)
-    return next(len(part) for part in parts if isinstance(part, Tensor) and part.ndim)
-
-
 def _merges(own: Own, pairs: int = 30) -> dict[str, Any]:
     """What merging pairs of one layer costs: near ones by cosine and by foretold cost, and pairs as they come."""
-    subject = subject_from_file(own.path, own.layer, samples=sum(map(_length, own.batches)), seed=own.seed)
+    subject = subject_from_file(own.path, own.layer, samples=sum(map(length_of, own.batches)), seed=own.seed)
     model, layer, example = subject.model, subject.layer, subject.example_input
     collected = collect_activations(model, subject.batches, layer)[layer]
     gram, cosine, alive = collected.gram(), collected.cosine_matrix(), collected.alive
@@ -274,14 +280,9 @@ def _redundancy(own: Own) -> Numbers:
     """What foretells the cost of merging pairs as they come."""
     numbers = _merges(own)
     costs = [abs(cost) for cost in numbers["costs"]["random"]]
-    numbers["correlation"] = {name: _rank_correlation(values, costs) for name, values in numbers["foretold"].items()}
+    numbers["correlation"] = {name: rank_correlation(values, costs) for name, values in numbers["foretold"].items()}
     words = ", ".join(f"{value:.2f} for {name}" for name, value in numbers["correlation"].items())
     return numbers, [f"{numbers['layer']}: rank correlation with the cost of {len(costs)} random merges: {words}"]
-
-
-def _rank_correlation(one: Iterable[float], other: Iterable[float]) -> float:
-    ranks = [torch.tensor(list(each), dtype=torch.float64).argsort().argsort().double() for each in (one, other)]
-    return torch.corrcoef(torch.stack(ranks))[0, 1].item()
 
 
 OWN: dict[str, Callable[[Own], Numbers]] = {
@@ -351,12 +352,16 @@ def run_own(
     """
     script = load_script(path)
     script.model.eval()
+    batches: list[Any] = []
     with users_code(path):
-        batches: list[Any] = []
+        count = 0
         for batch in script.loader:
             batches.append(batch)
-            if sum(map(_length, batches)) >= samples:
+            count += first_length(batch) or samples
+            if count >= samples:
                 break
+    for batch in batches:
+        length_of(batch)
     if len(batches) < 2 and name == "quotient":
         raise ValueError(
             f"{path}: loader: expected at least 2 batches, whose gradients differ by noise; got {len(batches)} among "
@@ -365,7 +370,10 @@ def run_own(
     if not batches:
         raise ValueError(f"{path}: loader gave no batch.")
     own = Own(path, script, batches, layer, seed, 2 if quick else 6, 100 if quick else 1000, progress)
-    numbers, lines = OWN[name](own)
+    try:
+        numbers, lines = OWN[name](own)
+    except RuntimeError as error:  # a method that did not get to its end
+        raise ValueError(f"{path}: {error}") from error
     result = OwnResult(name, str(path), numbers, lines)
     folder = prepare_output(out / name)
     if name in ("quotient", "flatness"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +93,26 @@ def load_script(path: Path) -> Script:
         raise ValueError(f"{path}: model has no parameter that trains.")
     optimizer = optimizer or torch.optim.SGD(trainable, lr=DEFAULT_LEARNING_RATE)
     return Script(model, names["loader"], names["loss"], optimizer, steps)
+
+
+def first_length(batch: Any) -> int | None:
+    """The rows of the first tensor in a batch, in containers within each other; None where there is none."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else None
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
+    return next((length for part in parts if (length := first_length(part)) is not None), None)
+
+
+def length_of(batch: Any) -> int:
+    """How many samples a batch holds: `first_length`.
+
+    Raises:
+        ValueError: there is no tensor in it.
+    """
+    length = first_length(batch)
+    if length is None:
+        raise ValueError(f"loader: expected batches that hold tensors, got {type(batch).__name__} without one.")
+    return length
 
 
 @contextmanager

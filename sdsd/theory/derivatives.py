@@ -2,41 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from sdsd_kernels import checks
 
-from ..models import paused
+from ..graphs import seeded
+from ..models import check_loss_function, check_module, paused, untouched
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Inside, forward passes change no buffer and no random state, and no GammaMonitor measures them.
+    """What forward passes inside change in the model or in a random state is put back, and no GammaMonitor measures
+    them.
 
     Attention takes its mathematical form, the only one with second derivatives.
     """
-    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    check_module(model)
+    devices = sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
     with ExitStack() as stack:
         stack.enter_context(paused(model))
-        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(untouched(model))
+        stack.enter_context(seeded(None, devices))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, buffer in model.named_buffers():
-                    buffer.copy_(buffers[name])
+        yield
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name.
+
+    Raises:
+        ValueError: there are none; one is complex.
+    """
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not parameters:
+        raise ValueError("model: expected at least one parameter that requires a gradient, got none.")
+    for name, parameter in parameters.items():
+        if parameter.is_complex():
+            raise ValueError(
+                f"model: expected parameters that are real numbers, got {parameter.dtype} in {name!r}. Keep real and "
+                "imaginary part as a real parameter, and put them together in the forward (torch.view_as_complex), or "
+                "freeze it."
+            )
+    return parameters
 
 
 def length_of(batch: Any, name: str = "batch") -> int:
@@ -77,11 +95,44 @@ def mixing_layers(model: nn.Module) -> list[str]:
 
 def mean_loss(loss_fn: LossFunction, model: nn.Module, batch: Any) -> Tensor:
     """`loss_fn(model, batch)`, checked to be one number."""
+    check_loss_function(loss_fn)
     loss = loss_fn(model, batch)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else f"{type(loss).__name__} (a tensor, without .item())"
         raise ValueError(f"loss_fn: expected one number, the batch's mean loss, got {got}.")
     return loss.reshape(())
+
+
+class _Reads(TorchFunctionMode):
+    """Whether torch is called with one of these tensors."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._tensors, self.seen = {id(tensor) for tensor in tensors}, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen = self.seen or any(id(leaf) in self._tensors for leaf in pytree.tree_leaves((args, kwargs)))
+        return func(*args, **(kwargs or {}))
+
+
+def check_uses_model(model: nn.Module, loss_fn: LossFunction, batch: Any) -> None:
+    """ValueError for a loss that none of the model's parameters that train has a part in: it looks at another model.
+
+    Nothing is said of a loss without a gradient (a share of errors) of a scripted model, whose calls nobody sees.
+    """
+    parameters = list(trainable(model).values())
+    with torch.enable_grad(), _Reads(parameters) as reads:
+        loss = mean_loss(loss_fn, model, batch)
+    if loss.requires_grad:
+        used = any(each is not None for each in torch.autograd.grad(loss, parameters, allow_unused=True))
+    else:
+        used = reads.seen or any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    if not used:
+        raise ValueError(
+            "loss_fn: expected a loss of the model it is given, got one in which no parameter that trains has a part. "
+            "Run the first argument, which may be a copy, and not a model from outside: "
+            "lambda model, batch: loss(model(batch[0]), batch[1])."
+        )
 
 
 class _Loss(nn.Module):
@@ -96,27 +147,39 @@ class _Loss(nn.Module):
 
 
 def gradient_rows(model: nn.Module, loss_fn: LossFunction, batch: Any, samples_per_gradient: int) -> Tensor:
-    """One gradient for every `samples_per_gradient` samples; shape: (n, trainable parameters), in the model's dtype.
+    """One gradient for every `samples_per_gradient` samples; shape: (n, trainable parameters).
 
     Args:
-        model: its parameters that train are differentiated; .grad is left alone.
+        model: its parameters that train are differentiated; it stays as it is, with .grad and random states, and a
+            GammaMonitor on it does not count these passes.
         loss_fn: (model, batch) → mean loss.
         batch: a tensor, or a tuple, list or dict of tensors with the samples first.
         samples_per_gradient: over how many samples each gradient is a mean; it divides the batch.
 
     Returns:
-        The gradients, flattened and joined in the order of `model.parameters()`.  # shape: (n, parameters)
+        The gradients, flattened and joined in the order of `model.parameters()`, in the widest of their dtypes.
+        # shape: (n, parameters)
 
     Raises:
+        TypeError: no model; a loss of torch.nn.
         ValueError: samples_per_gradient that is no whole number above 0, or does not divide the samples; no parameter
-            that trains; BatchNorm in train mode with single samples.
+            that trains, or a complex one; BatchNorm in train mode with single samples; a loss that is no number, or
+            that no parameter has a part in.
     """
+    with undisturbed(model):
+        rows = rows_of(model, loss_fn, batch, samples_per_gradient)
+        if not bool(rows.any()):
+            check_uses_model(model, loss_fn, batch)
+        return rows
+
+
+def rows_of(model: nn.Module, loss_fn: LossFunction, batch: Any, samples_per_gradient: int) -> Tensor:
+    """`gradient_rows` without looking after the model: use it inside `undisturbed`."""
+    check_loss_function(loss_fn)
     samples, samples_per_gradient = length_of(batch), checks.check_count(samples_per_gradient, "samples_per_gradient")
     if samples % samples_per_gradient:
         raise ValueError(f"batch: its {samples} samples do not divide into gradients of {samples_per_gradient}.")
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not trainable:
-        raise ValueError("model: expected at least one parameter that requires a gradient, got none.")
+    parameters = trainable(model)
     if samples_per_gradient > 1:
         starts = range(0, samples, samples_per_gradient)
         return torch.stack(
@@ -127,17 +190,21 @@ def gradient_rows(model: nn.Module, loss_fn: LossFunction, batch: Any, samples_p
             f"model: {mixing[0]} is a BatchNorm in train mode, which mixes the samples, so a sample has no gradient of "
             "its own. Use samples_per_gradient > 1, or put it in eval mode."
         )
-    constant = {f"model.{name}": p.detach() for name, p in model.named_parameters() if name not in trainable}
+    constant = {f"model.{name}": p.detach() for name, p in model.named_parameters() if name not in parameters}
     loss = _Loss(model, loss_fn)
 
-    def of_sample(parameters: dict[str, Tensor], sample: Any) -> Tensor:
+    def of_sample(moving: dict[str, Tensor], sample: Any) -> Tensor:
         one = pytree.tree_map(lambda leaf, axis: leaf if axis is None else leaf[None], sample, axes)
-        return torch.func.functional_call(loss, {**constant, **parameters}, (one,))
+        return torch.func.functional_call(loss, {**constant, **moving}, (one,))
 
-    moving = {f"model.{name}": parameter.detach() for name, parameter in trainable.items()}
+    moving = {f"model.{name}": parameter.detach() for name, parameter in parameters.items()}
     axes = pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) and leaf.ndim else None, batch)
-    rows = torch.func.vmap(torch.func.grad(of_sample), (None, axes), randomness="different")(moving, batch)
-    return torch.cat([rows[name].flatten(1) for name in moving], 1)
+    rows = None
+    with suppress(Exception):  # torch.func does not take recurrent layers, or branches on values
+        rows = torch.func.vmap(torch.func.grad(of_sample), (None, axes), randomness="different")(moving, batch)
+    if rows is None:
+        return torch.stack([gradient(model, loss_fn, part_of(batch, start, start + 1)) for start in range(samples)])
+    return torch.cat([rows[name].reshape(samples, value.numel()) for name, value in moving.items()], 1)
 
 
 def gradient(model: nn.Module, loss_fn: LossFunction, batch: Any) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sdsd_kernels import checks
 
 from ..models import unwrap
-from .derivatives import gradient_rows, length_of, undisturbed
+from .derivatives import length_of, rows_of, undisturbed
 
 
 def tangent_kernel(model: nn.Module, inputs: Any, *, output: int | None = None) -> Tensor:
@@ -33,7 +33,8 @@ def tangent_kernel(model: nn.Module, inputs: Any, *, output: int | None = None) 
         float64; shape: (samples, samples).
 
     Raises:
-        ValueError: an output that there is not, gradients that are not finite, BatchNorm in train mode.
+        ValueError: an output that there is not, answers that are no tensor of one a sample or are random (dropout),
+            gradients that are not finite, BatchNorm in train mode, no parameter that trains, or a complex one.
 
     Example:
         >>> line = nn.Linear(1, 1)
@@ -44,24 +45,40 @@ def tangent_kernel(model: nn.Module, inputs: Any, *, output: int | None = None) 
     root = unwrap(model)
     samples = length_of(inputs, "inputs")
     with undisturbed(root):
-        with torch.no_grad():
-            shape = _answers(root, inputs).shape
+        shape = _checked_answers(root, inputs, samples).shape
         count = math.prod(shape[1:])
-        if shape[0] != samples:
-            raise ValueError(f"model: expected an answer for each of the {samples} samples, got shape {tuple(shape)}.")
         if output is not None:
             checks.check_integer(output, "output", least=0, most=count - 1)
         kernel = torch.zeros(samples, samples, dtype=torch.float64)
         for place in range(count) if output is None else (output,):
 
             def one(model: nn.Module, batch: Any, place: int = place) -> Tensor:
-                return _answers(model, batch).flatten(1)[:, place].sum()
+                return _answers(model, batch).flatten()[place]
 
-            rows = gradient_rows(root, one, inputs, 1).double()
+            rows = rows_of(root, one, inputs, 1).double()
             kernel += (rows @ rows.mT).cpu()
     if not bool(kernel.isfinite().all()):
         raise ValueError("inputs: their gradients hold NaN or infinity, and so would the kernel.")
     return kernel
+
+
+def _checked_answers(model: nn.Module, inputs: Any, samples: int) -> Tensor:
+    with torch.no_grad():
+        answers, again = _answers(model, inputs), _answers(model, inputs)
+    if not isinstance(answers, Tensor) or not answers.ndim or len(answers) != samples:
+        got = f"shape {tuple(answers.shape)}" if isinstance(answers, Tensor) else type(answers).__name__
+        raise ValueError(
+            f"model: expected a tensor with an answer for each of the {samples} samples, got {got}. Pass a module "
+            "around it that returns one."
+        )
+    if not torch.allclose(
+        answers, again, rtol=1e-4, atol=1e-6 * answers.abs().nan_to_num().max().item(), equal_nan=True
+    ):
+        raise ValueError(
+            "model: its answers are random, other ones to the same inputs. Call model.eval() first (dropout): a kernel "
+            "belongs to one network."
+        )
+    return answers
 
 
 def _answers(model: nn.Module, inputs: Any) -> Tensor:

@@ -90,3 +90,27 @@ def test_a_first_state_of_its_own_for_each_place_in_the_batch(long):
             contribution=lambda m, i: each(m)[i] / N,
         )
     )
+
+
+@pytest.mark.parametrize("layers", [1, 2, N])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_state_that_the_model_is_called_with(kind, layers):
+    """Also where there are as many layers as samples."""
+    x, state = numbers(N, 4, 8).double(), numbers(layers, N, 5).double()
+    states = (state, state.sin()) if kind is nn.LSTM else state
+
+    def mean(m, x, states):
+        return m(x, states).square().flatten(1).sum(1).mean()
+
+    def alone(m, i):
+        own = tuple(each[:, i : i + 1].contiguous() for each in (state, state.sin()))
+        return mean(m, x[i : i + 1], own if kind is nn.LSTM else own[0]) / N
+
+    right(
+        Program(
+            lambda: Net(lambda m, x, states: m.cells(x, states)[0], cells=kind(8, 5, layers, batch_first=True)),
+            (x, states),
+            mean,
+            contribution=alone,
+        )
+    )

@@ -256,6 +256,26 @@ class TestCheck:
             with pytest.raises(ValueError, match=r"batch: expected tensors with its \d+ samples .* got Hidden"):
                 monitor.check(of_fields, hidden)
 
+    def test_several_rows_a_sample(self):
+        """Pairs, one after the other, with one number each."""
+        rows, wanted = numbers(2 * N, 8), numbers(N).abs()
+
+        def apart(m, batch):
+            pairs = m(batch[0]).view(-1, 2, 3)
+            return (pairs.diff(dim=1).square().sum((1, 2)) * batch[1]).mean()
+
+        with float64_default(), sdsd.GammaMonitor(perceptron().double(), batch_size=N) as monitor:
+            assert monitor.check(apart, (rows, wanted)).difference < 1e-9
+            assert monitor.check(lambda m, x: apart(m, (x, torch.ones(1))), rows).difference < 1e-9
+
+    def test_time_first(self):
+        """Labels and masks of what lies time first have the samples in their first dimension."""
+        model = Net(lambda m, x, seen: (m.last(x) * seen.T.unsqueeze(-1)).mean(0), last=nn.Linear(8, 3)).double()
+        batch = numbers(4, N, 8), numbers(N, 4) > 0, Y
+        with float64_default(), sdsd.GammaMonitor(model, batch_dim=1) as monitor:
+            loss = lambda m, batch: F.cross_entropy(m(*batch[:2]), batch[2])  # noqa: E731
+            assert monitor.check(loss, batch).difference < 1e-9
+
 
 @pytest.mark.parametrize(
     ("make", "x"),

@@ -34,6 +34,48 @@ class TestManners:
             assert module.__dict__ == entries
         assert all(not parameter._backward_hooks for parameter in model.parameters())
 
+    def test_what_is_no_model_or_no_loss_is_named(self):
+        model = nn.Linear(5, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for given, got in ((optimizer, "SGD"), (model.parameters(), "generator"), (nn.Linear, "the class Linear")):
+            with pytest.raises(TypeError, match=f"model: expected an nn.Module, got {got}"):
+                sdsd.GammaMonitor(given)
+        batch = torch.randn(6, 5), torch.randint(2, (6,))
+        with (
+            sdsd.GammaMonitor(model) as monitor,
+            pytest.raises(TypeError, match="got torch's CrossEntropyLoss, which takes outputs and targets"),
+        ):
+            monitor.check(nn.CrossEntropyLoss(), batch)
+
+    @pytest.mark.parametrize("mode", ["exact", "micro"])
+    def test_a_step_after_detach_says_so(self, mode):
+        model = nn.Linear(5, 2)
+        monitor = sdsd.GammaMonitor(model, mode=mode)
+        monitor.detach()
+        model(torch.randn(6, 5)).square().mean().backward()
+        with pytest.raises(RuntimeError, match=r"step\(\) after detach\(\)"):
+            monitor.step()
+
+    def test_check_leaves_what_a_forward_changes(self):
+        class Leaves(nn.Linear):
+            def __init__(self):
+                super().__init__(3, 2)
+                self.calls = 0
+                self.register_buffer("queue", torch.zeros(0, 3))
+
+            def forward(self, x):
+                self.calls += 1
+                self.queue = torch.cat([self.queue, x.detach()[:1]])
+                return super().forward(x)
+
+        model = Leaves()
+        queue = model.queue
+        with sdsd.GammaMonitor(model) as monitor:
+            monitor.check(lambda model, x: model(x).square().sum(1).mean(), torch.randn(5, 3))
+            assert model.queue is queue
+            assert queue.shape == (0, 3)
+            assert model.calls == 0
+
     def test_names_parameters_and_state_are_the_model_s_own(self):
         model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4))
         names, text = [name for name, _ in model.named_parameters()], repr(model)
@@ -171,7 +213,7 @@ class TestManners:
                     with pytest.warns(RuntimeWarning, match="NaN or infinity"):
                         assert not stats.finite
                     after = monitor.state_dict()["averages"]
-                    assert all(torch.equal(after[key], before[key]) for key in after)
+                    assert all(torch.equal(*map(torch.as_tensor, (after[key], before[key]))) for key in after)
 
 
 def _saved(model):

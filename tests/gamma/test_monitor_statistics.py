@@ -148,6 +148,34 @@ class TestSmoothing:
         assert [stats is None for stats in found] == [stats is None for stats in wanted] == [True, False]
         assert found[1].smoothed.noise_scale_raw == pytest.approx(wanted[1].smoothed.noise_scale_raw)
 
+    def test_averages_of_a_loaded_state_are_read_before_the_first_step(self):
+        model = nn.Linear(5, 1).double()
+        with sdsd.GammaMonitor(model) as monitor:
+            self.run(monitor, model, 3)
+            wanted, state = monitor.smoothed, copy.deepcopy(monitor.state_dict())
+            later = self.run(monitor, model, 2).smoothed
+            monitor.load_state_dict(state)  # back to the checkpoint
+            assert monitor.smoothed.to_dict() == wanted.to_dict() != later.to_dict()
+            with pytest.raises(RuntimeError, match="none since load_state_dict"):
+                _ = monitor.stats
+        with sdsd.GammaMonitor(model) as monitor:
+            monitor.load_state_dict(state)
+            assert monitor.smoothed.to_dict() == wanted.to_dict()
+            assert self.run(monitor, model, 1).smoothed.to_dict() == monitor.smoothed.to_dict()
+
+    def test_a_state_without_steps_has_no_averages(self):
+        model = nn.Linear(5, 1).double()
+        with sdsd.GammaMonitor(model) as monitor:
+            monitor.load_state_dict(monitor.state_dict())
+            with pytest.raises(RuntimeError, match="none yet"):
+                _ = monitor.smoothed
+            self.run(monitor, model, 1)
+            state = copy.deepcopy(monitor.state_dict())
+            del state["averages"]["samples"]  # as version 0.2.0 saved it
+            monitor.load_state_dict(state)
+            with pytest.raises(RuntimeError, match="none since"):
+                _ = monitor.smoothed
+
     def test_state_of_another_model(self):
         with sdsd.GammaMonitor(nn.Linear(5, 1)) as one, sdsd.GammaMonitor(nn.Sequential(nn.Linear(5, 1))) as two:
             with pytest.raises(ValueError, match="other parameters than this monitor's"):

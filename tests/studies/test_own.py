@@ -137,3 +137,45 @@ def test_numbers_are_written_where_no_figure_can_be(net, capsys, monkeypatch):
     assert found["lines"][-1] == "no figure: drawing figures needs matplotlib"
     assert found["numbers"]["canonical"]
     assert (net.parent / "own" / "flatness" / "results.json").exists()
+
+
+def test_random_numbers_come_from_the_seed(net, capsys):
+    """The file draws as many numbers as it likes before."""
+    first = measured(net, capsys, "quotient")[0]["numbers"]["vertical"]
+    net.write_text(NET + "\ntorch.randn(3)\n", encoding="utf-8")
+    assert measured(net, capsys, "quotient")[0]["numbers"]["vertical"] == first
+
+
+def test_batches_within_batches_are_counted(net, capsys):
+    nested = NET.replace("batch[0]", "batch[0][0]").replace("(inputs, labels))", "((inputs,), labels))")
+    nested += "\nloader = [((x, x), y) for x, y in loader]\n"
+    net.write_text(nested, encoding="utf-8")
+    (found,) = measured(net, capsys, "phase")
+    assert "on 16 samples" in found["lines"][0]
+    net.write_text(NET + "\nloader = [{'text': 'a'}]\n", encoding="utf-8")
+    assert main(["study", "phase", "--model", str(net)]) == 2
+    assert "loader: expected batches that hold tensors, got dict without one" in capsys.readouterr().err
+
+
+def test_a_step_of_another_optimizer_is_not_called_one_of_sgd(net, capsys):
+    assert len(measured(net, capsys, "phase")[0]["lines"]) == 5
+    for made, what in (
+        ("Adam(model.parameters())", "Adam"),
+        ("SGD(model.parameters(), 0.1, 0.9)", "SGD with momentum"),
+    ):
+        net.write_text(f"{NET}\noptimizer = torch.optim.{made}\n", encoding="utf-8")
+        lines = measured(net, capsys, "phase")[0]["lines"]
+        assert lines[0].endswith(f"{what} takes other steps")
+    groups = "[{'params': model[0].parameters(), 'lr': 0.1}, {'params': model[2].parameters()}]"
+    net.write_text(f"{NET}\noptimizer = torch.optim.SGD({groups}, 0.2)\n", encoding="utf-8")
+    assert main(["study", "phase", "--model", str(net)]) == 2
+    assert "expected one learning rate for all parameters, got [0.1, 0.2]" in capsys.readouterr().err
+
+
+def test_what_does_not_get_to_its_end_is_an_error_in_words(net, capsys, monkeypatch):
+    def endless(*arguments, **options):
+        raise RuntimeError("sharpness: after 200 products the value is not known")
+
+    monkeypatch.setattr("sdsd.studies.own.sharpness", endless)
+    assert main(["study", "flatness", "--model", str(net), "--quick"]) == 2
+    assert "net.py: sharpness: after 200 products" in capsys.readouterr().err

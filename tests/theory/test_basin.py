@@ -95,7 +95,10 @@ def test_a_ray_without_end():
     def half(model: nn.Module, x: Tensor) -> Tensor:
         return torch.relu(model.w[0]) * 0 + torch.relu(model.w[1])
 
-    with pytest.raises(ValueError, match="a ray never leaves the basin, whose volume is infinite; give prior_scale"):
+    with pytest.raises(
+        ValueError,
+        match="a ray is still in the basin 1,000,000 times as far out.*volume is infinite.*Give prior_scale",
+    ):
         basin_volume(endless, NOTHING, half, canonicalize=False, probes=0)
     found = basin_volume(endless, NOTHING, half, canonicalize=False, probes=0, prior_scale=1.0, directions=400)
     share = 0.5 * (1 + math.erf(0.1 / math.sqrt(2)))  # P(w₁ ≤ 0.1)
@@ -134,3 +137,13 @@ def test_arguments():
     for name, value in (("threshold", 0.0), ("prior_scale", -1.0), ("directions", 1), ("probes", -1)):
         with pytest.raises(ValueError, match=f"{name}: expected"):
             basin_volume(Point(0.0), NOTHING, bowl(1.0), canonicalize=False, **{name: value})
+
+
+@pytest.mark.parametrize("stiffness", [1e-8, 1e8, 1e16, 1e24])
+@pytest.mark.parametrize("probes", [0, 4])
+def test_a_basin_of_any_size(stiffness, probes):
+    """With probes=0 rays are looked at as if the curvature were 1."""
+    found = basin_volume(
+        Point(0.0, 0.0), NOTHING, bowl(stiffness, stiffness), canonicalize=False, directions=3, probes=probes
+    )
+    assert found.log_volume == pytest.approx(log_ellipsoid((stiffness, stiffness), 0.1), abs=1e-3)

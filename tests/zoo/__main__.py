@@ -18,7 +18,7 @@ if not torch.cuda.is_available():
 from . import runner
 
 LIBRARIES = ("torch", "torchvision", "transformers", "timm", "peft")
-GEOMETRY = "# Functional geometry"
+GEOMETRY = "# Coverage: functional geometry"
 """The heading of what `tests.zoo.geometry` writes into the same file."""
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "coverage.md"
 

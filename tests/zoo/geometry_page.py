@@ -10,7 +10,7 @@ from pathlib import Path
 from .runner import _cell
 
 TABLE = Path(__file__).resolve().parents[2] / "docs" / "coverage.md"
-HEADING = "# Functional geometry"
+HEADING = "# Coverage: functional geometry"
 INTRODUCTION = f"""\
 {HEADING}
 
@@ -74,7 +74,7 @@ def _line(row: Row) -> str:
 def with_rows(text: str, rows: list[Row]) -> str:
     """The document with the rows of some architectures in place of those it had."""
     before, _, after = text.partition(f"\n{HEADING}\n")
-    part, symmetries, rest = after.partition("\n# Symmetries\n")
+    part, symmetries, rest = after.partition("\n# Coverage: symmetries\n")
     lines, family = part.splitlines(), ""
     for k, line in enumerate(lines):
         family = line[3:].removesuffix(": geometry") if line.startswith("## ") else family
@@ -100,5 +100,5 @@ def _counts(lines: list[str]) -> list[list[tuple[str, str]]]:
 def with_section(text: str, new: str) -> str:
     """The document with this part in place of what it had, before that of `tests.zoo.theory`."""
     before, _, after = text.partition(f"\n{HEADING}\n")
-    _, heading, symmetries = after.partition("\n# Symmetries\n")
+    _, heading, symmetries = after.partition("\n# Coverage: symmetries\n")
     return before.rstrip() + "\n\n" + new + heading + symmetries

@@ -14,7 +14,7 @@ ROWS = [
 
 def page(rows):
     return with_section(
-        f"# Coverage\n\ntext\n\n{geometry_page.HEADING}\n\nold\n\n# Symmetries\n\nmore\n", section(rows)
+        f"# Coverage\n\ntext\n\n{geometry_page.HEADING}\n\nold\n\n# Coverage: symmetries\n\nmore\n", section(rows)
     )
 
 

@@ -32,7 +32,7 @@ ROUNDING = 1e-9
 SINGLE = 2e-5
 """In models that round to float32 inside."""
 SPREAD = 0.5
-HEADING = "# Symmetries"
+HEADING = "# Coverage: symmetries"
 INTRODUCTION = f"""\
 {HEADING}
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .places import piece, sequence, single_at
+from .places import names_its_own, piece, rows_written, sequence, single_at
 from .table import TORCH, Call, register
 from .tracks import Mixed, Single, Track, Verdict, track_of
 
@@ -149,7 +149,10 @@ def index_verdicts(call: Call, x: Tensor, how: Indexing, track: Verdict) -> list
             return [*verdicts, sliced(call, x, place.index, track, place.out)]
     for place in how.picked:
         if place.dimension == track.axis:
-            if track_of(place.index) is not None or _mask(place.index):
+            held = track_of(place.index)
+            if names_its_own(place.index, held, track, x.shape[track.axis], call.n):
+                return verdicts
+            if held is not None or _mask(place.index):
                 return [call.over(x)]
             order = picked_in_order(call, place.index, track, x.shape[track.axis])
             if order is None:
@@ -214,6 +217,11 @@ def back(call: Call, input: Tensor, how: Indexing, wanted: Track, own: Verdict) 
         if order is None or Track(how.start + how.width - place.index.dim() + order[0], *order[1:]) != wanted:
             continue
         verdict = target
+    for place in how.picked if isinstance(verdict, Mixed) else ():
+        held = wanted._replace(axis=wanted.axis - (how.start + how.width - place.index.dim()))
+        rows = rows_written(input, place.dimension, place.index, held, call.n)
+        if rows is not None:
+            return rows
     return call.agreed([own, verdict])
 
 
@@ -235,7 +243,10 @@ def gather(call: Call, input: Tensor, dim: int, index: Tensor, **_: Any) -> Verd
     if isinstance(track, Track):
         if track.axis == dim:
             # Every row asked for itself: by the values of a constant index, which no sample has a part in.
-            own = track_of(index) is None and index.shape == input.shape
+            held = track_of(index)
+            if names_its_own(index, held, track, input.shape[dim], call.n):
+                return held
+            own = held is None and index.shape == input.shape
             return track if own and torch.equal(index, _own_rows(index, dim)) else call.over(input)
         if index.shape[track.axis] != input.shape[track.axis]:
             track = piece(track, 0, index.shape[track.axis], call.n) or call.over(input)
@@ -268,6 +279,11 @@ def scatter(call: Call, input: Tensor, dim: int, index: Tensor, src: Any = None,
             if track_of(source) is not None
             else scatter(call, input, dim, index)
         )
+    given = call.agreed(track_of(x) for x in (index, source) if isinstance(x, Tensor))
+    if isinstance(given, Track) and given.axis == dim:
+        fits = not isinstance(source, Tensor) or source.shape[dim] == index.shape[dim]
+        rows = rows_written(input, dim, index, given, call.n) if fits else None
+        return call.over(input, dim) if rows is None else rows
     tensors = [x for x in (input, index, source) if isinstance(x, Tensor)]
     verdict = call.agreed(track_of(x) for x in tensors)
     if isinstance(verdict, Track) and verdict.axis == dim:
@@ -300,7 +316,10 @@ def index_write(
     """index_copy, index_add, index_reduce, index_fill: slices of `source` into those of `input`, or one `value`."""
     source = value if source is None else source
     dim %= input.dim()
-    if track_of(index) is not None:
+    held = track_of(index)
+    if isinstance(held, Track):
+        return setitem(call, input, (*[slice(None)] * dim, index), source)
+    if held is not None:
         return call.mixed("at positions that depend on samples")
     verdicts = [track_of(x) for x in (input, source) if isinstance(x, Tensor)]
     if not isinstance(source, Tensor) or (source.dim() == 0 and verdicts[-1] is None):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .reductions import along
 from .shapes import last_dimensions
-from .table import FUNCTIONAL, RULES, TORCH, Call, aligned, register
+from .table import FUNCTIONAL, RULES, SECOND_ALLOWED, TORCH, Call, aligned, register
 from .tracks import Mixed, Track, Verdict, set_written, track_of
 
 
@@ -217,6 +217,7 @@ register("grid_sample grid_sampler grid_sampler_2d grid_sampler_3d", sampled_gri
 register("affine_grid affine_grid_generator", batch_first)
 register("one_hot", one_hot)
 register("lstm gru rnn_tanh rnn_relu", recurrent, TORCH)
+SECOND_ALLOWED[recurrent] = (1, "hx")  # states of as many layers as there are samples
 register("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell", cell, TORCH)
 register(
     "mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits kl_div "

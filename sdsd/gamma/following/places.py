@@ -86,6 +86,40 @@ def single_at(x: Tensor, places: Sequence[int], n: int) -> Single | None:
     return Single(whose.pop()) if len(whose) == 1 else None
 
 
+def names_its_own(index: Tensor, held: Verdict, track: Track, size: int, n: int) -> bool:
+    """Whether an index names, at every position, places of that position's own sample.
+
+    So does one into several sets of points side by side, to whose numbers each set's offset was added; its values tell,
+    and a size never does. held: of the positions, along a dimension of the index; track: of the places, `size` of them.
+    Where both have one for each sample, an index with samples that names its own is one that did so by chance.
+    """
+    if not isinstance(held, Track) or not 0 <= held.axis < index.dim() or index.dtype in (torch.bool, torch.uint8):
+        return False
+    if track.outer * track.inner * held.outer * held.inner == 1 and track_of(index) is not None:
+        return False
+    if index.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    shape = [-1 if d == held.axis else 1 for d in range(index.dim())]
+    positions = torch.arange(index.shape[held.axis], device=index.device).view(shape)
+    named = (index.detach() % size).div(track.inner, rounding_mode="floor") % n
+    return bool((named == positions.div(held.inner, rounding_mode="floor") % n).all())
+
+
+def rows_written(x: Tensor, dim: int, index: Tensor, held: Verdict, n: int) -> Track | None:
+    """Where samples lie along `dim` of `x` once an index has put rows there, each to places of its own sample.
+
+    held: of the rows, along a dimension of the index. Where no samples were, they lie as the rows do, or one after the
+    other: whatever is not written to is constant. None where they do not.
+    """
+    own, size = track_of(x), x.shape[dim]
+    if not isinstance(held, Track) or not (own is None or isinstance(own, Track)):
+        return None
+    for each in [Track(dim, held.outer, held.inner), Track(dim, 1, size // n)] if own is None else [own]:
+        if each.axis == dim and each.outer * n * each.inner == size and names_its_own(index, held, each, size, n):
+            return each
+    return None
+
+
 def owners_of(samples: Sequence[int], x: Tensor, size: int, inner: int) -> Owners:
     """The owners of rows that belong to these samples: the same ones each time, so that such rows can meet."""
     key = (*samples, size, inner)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .places import names_its_own
 from .table import FUNCTIONAL, NAMESPACES, SECOND_ALLOWED, TORCH, Call, batched, register
 from .tracks import Mixed, Track, Verdict, track_of
 
@@ -242,7 +243,10 @@ def embedding(call: Call, input: Tensor, weight: Tensor, *settings: Any, **named
     track = track_of(weight)
     if isinstance(track, Track):
         bounded = named.get("max_norm", settings[1] if len(settings) > 1 else None)
-        if track.axis == 0 or bounded is not None:
+        if track.axis == 0 and bounded is None:
+            held = track_of(input)
+            return held if names_its_own(input, held, track, weight.shape[0], call.n) else call.over(weight)
+        if bounded is not None:
             return call.over(weight)
         track = track._replace(axis=input.dim())
     return call.agreed([track_of(input), track])

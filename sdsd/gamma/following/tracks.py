@@ -170,11 +170,14 @@ use = here.use
 
 @contextmanager
 def using(tracks: Tracks) -> Iterator[Tracks]:
-    before = use(tracks)
+    """Inside, `tracks` is the account; what a rule of another one asks, and the rows in its view, wait."""
+    before, asked, through = use(tracks), here.asked, here.through
+    here.asked = here.through = None
     try:
         yield tracks
     finally:
         use(before)
+        here.asked, here.through = asked, through
 
 
 def _entry(tensor: Tensor) -> Entry | None:

@@ -88,6 +88,8 @@ class RunningAverages:
     _state: Tensor
     """Rows: the weighted sums of s, v, s², sv and v², then in every column the sum of weights and of their squares."""
     _waiting: list[Step]
+    samples: int | None
+    """Of the last step's batch."""
 
     def __init__(self, rows: int, decay: float, device: torch.device) -> None:
         self.decay = decay
@@ -98,6 +100,7 @@ class RunningAverages:
     def update(self, step: Step) -> None:
         """Add one step."""
         self._waiting = [*self._waiting, step]
+        self.samples = round(step.n * step.unit)
         if len(self._waiting) == HELD:
             self._settle()
 
@@ -106,6 +109,7 @@ class RunningAverages:
         # New tensors and lists, never changed ones: results already given out still read the old.
         self._state = torch.zeros(7, self._rows + 1, dtype=torch.float64, device=self.device)
         self._waiting = []
+        self.samples = None
 
     def _settle(self) -> None:
         self._state, self._waiting = _worked_in(self._state, self._waiting, self.decay), []
@@ -121,7 +125,12 @@ class RunningAverages:
     def state_dict(self) -> dict[str, Any]:
         self._settle()
         state = self._state.cpu()
-        return {"sums": state[:5].clone(), "weight": state[5, 0].clone(), "square_weight": state[6, 0].clone()}
+        return {
+            "sums": state[:5].clone(),
+            "weight": state[5, 0].clone(),
+            "square_weight": state[6, 0].clone(),
+            "samples": self.samples,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["sums"].shape != (5, self._rows + 1):
@@ -132,6 +141,7 @@ class RunningAverages:
         weights = torch.stack([state["weight"], state["square_weight"]]).unsqueeze(1).expand(2, self._rows + 1)
         self._state = torch.cat([state["sums"], weights]).to(self.device, torch.float64)
         self._waiting = []
+        self.samples = state.get("samples")  # None also where an older version saved it
 
 
 def check_state(state: Mapping[str, Any], covered: tuple[str, ...], population: int | None) -> None:
@@ -195,22 +205,29 @@ class StepSource(Source):
         return Table(rows[-1], tuple(rows[:-1]), degrees=math.nan)
 
 
+def averaged(
+    state: tuple[Tensor, list[Step], float],
+    names: tuple[str, ...],
+    samples: int,
+    population: int | None,
+    confidence: float,
+) -> GammaStats:
+    """The running averages, as `RunningAverages.now` gave them after a step of so many samples."""
+    return GammaStats(
+        AveragesSource(names, independent_count(samples, 1, population), *state),
+        n=samples,
+        samples_per_gradient=1,
+        batch_size=samples,
+        population=population,
+        confidence=confidence,
+    )
+
+
 def statistics(
     step: Step, averages: RunningAverages, names: tuple[str, ...], population: int | None, confidence: float
 ) -> GammaStats:
     """A step's statistics, with those of the steps so far as `smoothed`."""
     unit, samples, state = step.unit, round(step.n * step.unit), averages.now()
-
-    def smoothed() -> GammaStats:
-        return GammaStats(
-            AveragesSource(names, independent_count(samples, 1, population), *state),
-            n=samples,
-            samples_per_gradient=1,
-            batch_size=samples,
-            population=population,
-            confidence=confidence,
-        )
-
     return GammaStats(
         StepSource(names, step),
         n=step.n,
@@ -218,5 +235,5 @@ def statistics(
         batch_size=samples,
         population=population,
         confidence=None,
-        smoothed=smoothed,
+        smoothed=lambda: averaged(state, names, samples, population, confidence),
     )

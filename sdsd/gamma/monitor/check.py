@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-import random
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ...graphs import seeded
+from ...models import check_loss_function, untouched
+from ..following import Track
 from ..stats import GammaStats
 from .arrivals import Arrivals
 from .averages import StepSource
@@ -85,10 +86,11 @@ def beside_loop(
     batch: Any,
 ) -> CheckReport:
     """Measure one batch, then loop over its samples; everything is left as it was."""
+    check_loss_function(loss_fn)
     scaler, meter.scaler = meter.scaler, None
     proved, arrivals, meter.arrivals = meter.prover.steps, meter.arrivals, Arrivals()
     try:
-        with untouched(parameters.root), apart(session):
+        with kept(parameters.root), apart(session):
             for parameter in parameters.root.parameters():
                 parameter.grad = None
             session.directions = None if session.sharded else meter.prover.direction
@@ -102,7 +104,13 @@ def beside_loop(
                 raise ValueError(f"batch: expected at least 2 samples, got {n}.")
             with session.paused(), torch.enable_grad():
                 rows, loss_by_loop = by_loop(
-                    parameters.root, parameters.measured(), loss_fn, batch, n, session.batch_dim
+                    parameters.root,
+                    parameters.measured(),
+                    loss_fn,
+                    batch,
+                    n,
+                    session.batch_dim,
+                    rows=_rows_each(session),
                 )
     finally:
         meter.scaler, meter.prover.steps, meter.arrivals = scaler, proved, arrivals
@@ -123,18 +131,24 @@ def beside_loop(
     return report
 
 
-def slices(batch: Any, n: int, axis: int | None) -> Iterator[Any]:
-    """The batch's samples, each a batch of one: every tensor with n entries along `axis` is cut.
+def _rows_each(session: Session) -> int:
+    """How many rows of its first input the model took for one sample, as `batch_size` says."""
+    inputs = [] if session.last is None else session.last.inputs
+    return inputs[0][1].inner if inputs and isinstance(inputs[0][1], Track) else 1
 
-    With None, lists and tuples of n entries, none of which is one itself, and tensors of n rows. ValueError where there
-    is nothing to cut.
+
+def slices(batch: Any, n: int, axis: int | None, rows: int = 1) -> Iterator[Any]:
+    """The batch's samples, each a batch of one: every tensor with n entries, or `rows` a sample, is cut along `axis`.
+
+    One that has them along dimension 0 alone (labels of sequences that lie time first) is cut there. With None lists
+    and tuples of n entries, none of which is one itself, and tensors of n rows. ValueError: there is nothing to cut.
     """
     if axis is None:
         yield from (_listed(batch, n, k) for k in range(n))
         return
     for k in range(n):
         cut: list[Tensor] = []
-        sample = _part(batch, n, axis, k, cut)
+        sample = _part(batch, n, axis, k, cut, rows)
         if not cut:
             raise ValueError(
                 f"batch: expected tensors with its {n} samples along dimension {axis}, in tuples, lists, mappings or "
@@ -143,25 +157,28 @@ def slices(batch: Any, n: int, axis: int | None) -> Iterator[Any]:
         yield sample
 
 
-def _part(value: Any, n: int, axis: int, k: int, cut: list[Tensor]) -> Any:
+def _part(value: Any, n: int, axis: int, k: int, cut: list[Tensor], rows: int) -> Any:
     """Sample k of what a batch holds; `cut` gets what has been cut."""
     if isinstance(value, Tensor):
-        if value.ndim <= axis or value.shape[axis] != n:
+        along = next((d for d in (axis, 0) if value.ndim > d and value.shape[d] in (n, n * rows)), None)
+        if along is None:
             return value
         cut.append(value)
-        return value.narrow(axis, k, 1)
+        own = value.shape[along] // n
+        return value.narrow(along, k * own, own)
     if isinstance(value, MutableMapping):  # as a tokenizer gives them, too
         part = copy.copy(value)
         for name in value:
-            part[name] = _part(value[name], n, axis, k, cut)
+            part[name] = _part(value[name], n, axis, k, cut, rows)
         return part
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {each.name: getattr(value, each.name) for each in dataclasses.fields(value) if each.init}
-        return dataclasses.replace(value, **{name: _part(each, n, axis, k, cut) for name, each in fields.items()})
-    leaves, structure = pytree.tree_flatten(value, is_leaf=lambda each: each is not value)
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        parts = {name: _part(inner, n, axis, k, cut, rows) for name, inner in fields.items()}
+        return dataclasses.replace(value, **parts)
+    leaves, structure = pytree.tree_flatten(value, is_leaf=lambda inner: inner is not value)
     if len(leaves) == 1 and leaves[0] is value:
         return value
-    return pytree.tree_unflatten([_part(leaf, n, axis, k, cut) for leaf in leaves], structure)
+    return pytree.tree_unflatten([_part(leaf, n, axis, k, cut, rows) for leaf in leaves], structure)
 
 
 def _listed(batch: Any, n: int, k: int) -> Any:
@@ -175,25 +192,16 @@ def _listed(batch: Any, n: int, k: int) -> Any:
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Gradients, buffers and the streams of random numbers are afterwards what they were."""
-    gradients = [(p, p.grad) for p in model.parameters()]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    streams = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    device = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-        torch.set_rng_state(streams[0])
-        np.random.set_state(streams[1])
-        random.setstate(streams[2])
-        if device:
-            torch.cuda.set_rng_state_all(device)
+def kept(model: nn.Module) -> Iterator[None]:
+    """Inside, the model may run and fill .grad; afterwards both are as they were, and so are random streams."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    devices = sorted({p.device for p, _ in gradients if p.device.type == "cuda"}, key=str)
+    with untouched(model), seeded(None, devices):
+        try:
+            yield
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
 
 
 def by_loop(
@@ -203,16 +211,18 @@ def by_loop(
     batch: Any,
     n: int,
     axis: int | None,
+    *,
+    rows: int,
 ) -> tuple[dict[str, tuple[float, float]], float]:
     """Signal and noise of every parameter by one backward pass a sample, and the mean of the samples' losses."""
     total = {name: torch.zeros_like(p, dtype=_wide(p)) for name, p in parameters.items()}
     squares = dict.fromkeys(parameters, 0.0)
     losses = 0.0
-    for sample in slices(batch, n, axis):
+    for sample in slices(batch, n, axis, rows):
         loss = loss_fn(model, sample)
         losses += loss.item() / n
-        rows = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        for name, row in zip(parameters, rows, strict=True):
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        for name, row in zip(parameters, gradients, strict=True):
             if row is not None:
                 total[name] += row
                 squares[name] += torch.linalg.vector_norm(row.to(_wide(row))).item() ** 2

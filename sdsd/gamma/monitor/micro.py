@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import UnsupportedError
-from ..uses import executes, project
+from ..uses import executes, project, square_norm
 from .refusals import refuse_uncounted
 
 if TYPE_CHECKING:
@@ -143,7 +143,8 @@ def hooked_in_micro_mode(parameters: dict[str, nn.Parameter]) -> list[str]:
 
 
 def _norm(gradient: Tensor) -> Tensor:
-    """‖gradient‖ as a 0-dim float64 tensor, from sums in float32 at least."""
+    """‖gradient‖ as a 0-dim float64 tensor, whatever its size."""
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    wide = torch.float64 if values.dtype in (torch.float64, torch.complex128) else torch.float32
-    return torch.linalg.vector_norm(values, dtype=None if values.is_complex() else wide).double()
+    if values.is_cpu:
+        return torch.tensor(square_norm(values), dtype=torch.float64).sqrt()
+    return torch.linalg.vector_norm(values, dtype=torch.complex128 if values.is_complex() else torch.float64)

@@ -83,7 +83,7 @@ class GammaMonitor(Readings):
     Raises:
         ValueError: an argument out of range, BatchNorm in train mode (exact), a monitored model, ranks of no group, or
             parameters that are spread over ranks otherwise than by FSDP2 over one mesh dimension.
-        TypeError: `parameters` are no names, or `history` is neither a path nor a history.
+        TypeError: no model; `parameters` are no names, or `history` is neither a path nor a history.
     """
 
     def __init__(
@@ -155,6 +155,7 @@ class GammaMonitor(Readings):
     def detach(self) -> None:
         """Leave the model exactly as it was before the monitor came; calling it twice does no harm."""
         self._attachment.release()
+        self._session.detached = True
         if self._results.history is not None:
             self._results.history.flush()
 
@@ -207,7 +208,7 @@ class GammaMonitor(Readings):
         check_state(state, self._parameters.covered, self.population)
         if state["mode"] != self.mode and self._auto:
             self._switch_to_micro()
-        self._results.averages.load_state_dict(state["averages"])
+        self._results.load(state["averages"])
         self._steps = state["steps"]
         self._begin_step()
 
@@ -284,12 +285,14 @@ class GammaMonitor(Readings):
 
         Args:
             loss_fn: (model, batch) → the loss, a mean over samples (or a sum, with loss_reduction="sum").
-            batch: a tensor or a nest; tensors with n entries along batch_dim (None: lists of n) are cut into samples.
+            batch: a tensor or a nest; tensors with n entries along batch_dim (None: lists of n), or else along their
+                first dimension, are cut into samples, and so are those with as many rows a sample as the model's input.
 
         Returns:
             `CheckReport`: signal and noise of every covered parameter, measured and by the loop. It is printed too.
 
         Raises:
+            TypeError: a loss of torch.nn, which takes outputs and targets.
             ValueError: the monitor takes micro-batches for samples, or the batch has fewer than 2 samples.
             UnsupportedError: samples that cannot be told apart.
         """
@@ -310,7 +313,7 @@ class GammaMonitor(Readings):
 
         Raises:
             RuntimeError: no backward pass since the last call; a gradient from outside a parameter's layer, or of a
-                pass inside `paused`; called inside `paused`.
+                pass inside `paused`; called inside `paused`, or after `detach`.
             ValueError: more samples than the population; samples that cannot be told apart; the message says why, and
                 what to do.
         """

@@ -120,7 +120,8 @@ def _arrived(gradient: Any, direction: tuple[Tensor, Tensor], on_waves: bool) ->
         return projected, math.sqrt(square)
     values = gradient.coalesce().to_dense() if gradient.is_sparse else gradient
     projected = waved(values.detach()) if on_waves else project(values, direction)
-    return projected.item(), torch.linalg.vector_norm(values).item()
+    wide = torch.complex128 if values.is_complex() else torch.float64
+    return projected.item(), torch.linalg.vector_norm(values, dtype=wide).item()
 
 
 def _of_shards(gradient: Any, direction: tuple[Tensor, Tensor]) -> Tensor:

@@ -48,8 +48,8 @@ class Readings:
         """
         if self._results.last is None:
             raise RuntimeError(
-                "stats: expected a step() of this monitor that gave statistics, and there was none yet. The first step "
-                "gives them, unless it is skipped with a warning."
+                "stats: expected a step() of this monitor that gave statistics, and there was none yet, or none since "
+                "load_state_dict(). The first step gives them, unless it is skipped with a warning."
             )
         return self._results.last
 
@@ -57,10 +57,12 @@ class Readings:
     def smoothed(self) -> GammaStats:
         """`stats.smoothed`: signal and noise of single samples, averaged over the measured steps so far.
 
+        After `load_state_dict` these are the steps of the other monitor.
+
         Raises:
-            RuntimeError: no step has been measured yet.
+            RuntimeError: no step has been measured yet, by this monitor or by the one whose state it loaded.
         """
-        smoothed = self.stats.smoothed
+        smoothed = self._results.loaded or self.stats.smoothed
         assert smoothed is not None
         return smoothed
 

@@ -70,6 +70,8 @@ def refuse_foreign(session: Session, parameters: Parameters) -> None:
 
 def no_backward(session: Session, parameters: Parameters) -> RuntimeError:
     """The error of a step without a backward pass that counted."""
+    if session.detached:
+        return RuntimeError("step() after detach(): nothing is measured any more. Make a new monitor of the model.")
     trained = [name for name in parameters.covered if parameters.chosen[name].grad is not None]
     if any(name in session.within for name in trained):
         return _inside_a_function(session, trained)

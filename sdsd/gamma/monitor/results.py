@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..history import GammaHistory
 from ..stats import GammaStats
-from .averages import RunningAverages, Step, statistics
+from .averages import RunningAverages, Step, averaged, statistics
 from .parameters import Parameters
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class Results:
     Attributes:
         averages: the running averages; anew where other parameters are measured.
         last: what the last measured step gave, or None.
+        loaded: the averages of a loaded state, until a step is measured; else None.
         history: what keeps every measured step, or None.
         observers: called after every measured step, the history first.
     """
@@ -40,6 +41,7 @@ class Results:
         self.history = _history(history)
         self.observers: list[Observer] = [] if self.history is None else [self.history]
         self.last: GammaStats | None = None
+        self.loaded: GammaStats | None = None
 
     def begin(self) -> None:
         """Average anew, over the parameters that are covered now."""
@@ -53,8 +55,15 @@ class Results:
         self.averages.update(step)
         return statistics(step, self.averages, self._averaged, self._population, self._confidence)
 
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from these running averages."""
+        self.averages.load_state_dict(state)
+        self.last, samples = None, self.averages.samples
+        now, names = self.averages.now(), self._averaged
+        self.loaded = None if samples is None else averaged(now, names, samples, self._population, self._confidence)
+
     def tell(self, monitor: GammaMonitor, stats: GammaStats) -> None:
-        self.last = stats
+        self.last, self.loaded = stats, None
         for observer in self.observers:
             observer(monitor, stats)
 

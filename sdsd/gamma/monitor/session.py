@@ -43,7 +43,7 @@ class Session:
         directions: of the projections that prove this step, or None; direction: where any other could be proved, too.
         measuring: whether passes are measured now: in this step, and outside of `paused`.
         exact: whether samples are told apart; else whole backward passes are the samples.
-        pauses: how many `paused` blocks are open.
+        pauses: how many `paused` blocks are open. detached: whether the monitor is.
         leftovers: gradients that passes in such blocks added to .grad.
         batch: samples of the last forward pass.
         sizes: samples of each backward pass that compiled code, or micro-batches, told of.
@@ -68,7 +68,7 @@ class Session:
         self.batch_dim, self.batch_size, self.max_bytes = batch_dim, batch_size, max_bytes
         self.along, self.rows_allowed = Track(batch_dim or 0), batch_size is not None
         self.measuring = self.planned = self.exact = self.compiled = True
-        self.pauses = 0
+        self.pauses, self.detached = 0, False
         self.leftovers = Leftovers()
         self.batch: int | None = batch_size
         self.uncompiled: str | None = None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sdsd_kernels import weight_grad_stats
 
-from .pieces import PART_BYTES, Piece, Squared, chunks, lookup_squares, sum_of_squares, wide
+from .pieces import PART_BYTES, SAFE, Piece, Squared, chunks, lookup_squares, sum_of_squares, wide
 
 
 def combine(pieces: list[Piece], scale: Tensor | None, max_bytes: int) -> Squared:
@@ -51,8 +51,10 @@ def _from_factors(pieces: list[Piece], max_bytes: int) -> Tensor | None:
     if linear and lookups:
         # ⟨Σ_t b_t a_tᵀ, Σ_s e_token(s) g_sᵀ⟩ = Σ_s Σ_t (g_s·a_t) b_t[token(s)]
         each = a.shape[1] * tokens.shape[1] * 8 * 2
+        tiny_or_huge = a.is_cpu and not SAFE[0] < total.item() < SAFE[1]
         for start, stop in chunks(a.shape[0], each, min(max_bytes, PART_BYTES) if a.is_cpu else max_bytes):
             left, right = wide(g[start:stop]), wide(a[start:stop])
+            left = left.double() if tiny_or_huge else left
             products = torch.bmm(left, right.to(left.dtype).transpose(1, 2))
             columns = tokens[start:stop].unsqueeze(1).expand(-1, b.shape[1], -1)
             picked = wide(b[start:stop].gather(2, columns)).transpose(1, 2)

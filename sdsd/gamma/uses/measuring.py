@@ -51,7 +51,7 @@ from .calls import (
     spread,
 )
 from .ledger import Pass
-from .opaque import hide_from_dynamo, transformed, user_function
+from .opaque import hide_from_dynamo, transformed, user_function, within_another
 from .operand import SAMPLES, Operand, leaves_of, marked, note_source
 from .rules import RULES, any_operation, meets_a_likeness, one_by_one, spread_to_samples, spread_together, spreads
 from .tensors import tensors_in
@@ -90,6 +90,8 @@ class Measuring(TorchFunctionMode):
         if how is LOOKS_ONLY:
             return func(*args, **(kwargs or {}))
         kwargs = kwargs or {}
+        if here.now is not self.ledger.tracks:
+            return within_another(self, func, args, kwargs, how)
         if (
             how not in QUICK
             or "out" in kwargs
@@ -386,8 +388,7 @@ class Measuring(TorchFunctionMode):
 
     def note_checkpoint(self) -> None:
         """Inside a non-reentrant checkpoint: let its second run be followed, so that it saves what the first saved."""
-        session, ledger = self.session, self.ledger
-        checkpoints.follow_second_run(ledger, lambda: Measuring(session, ledger, repeats=True))
+        checkpoints.follow_second_run(self.ledger, lambda: Measuring(self.session, self.ledger, repeats=True))
 
     def _note_reentrant(self) -> None:
         """Without gradients: reentrant checkpoints run their function again inside backward, to be measured there."""

@@ -1,4 +1,4 @@
-"""What the mode cannot look into: compiled parts of a model, and the inside of torch.func's transforms."""
+"""What the mode cannot look into: compiled parts, torch.func's transforms, and models that other monitors watch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import _pop_mode_temporarily
 
 from ...models import is_skipped, uncompiled
-from ..following import Mixed, layers_of, set_track, track_of
+from ..following import Mixed, layers_of, set_track, track_of, using
 from .operand import leaves_of, marked
 from .tensors import deep_tensors, tensors_in
 
@@ -29,6 +29,12 @@ def hide_from_dynamo(function: Any) -> None:
     frames = torch._C._dynamo.eval_frame
     skip = frames._FrameAction.SKIP
     frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+
+
+def within_another(mode: Measuring, func: Any, args: Any, kwargs: Any, how: str) -> Any:
+    """A call by a model that another monitor watches, run inside of this one's: samples of this one's own account."""
+    with using(mode.ledger.tracks):
+        return mode._any_call(func, args, kwargs, how)
 
 
 def transformed(mode: Measuring, func: Any, args: Any, kwargs: Any) -> Any:

@@ -56,10 +56,11 @@ def sum_of_squares(gradients: Tensor, scale: Tensor | None) -> Tensor:
     if values.numel() <= FEW:
         flat = values.reshape(-1)
         total = torch.dot(flat, flat).double()
-        if values.dtype == torch.float64 or torch.compiler.is_compiling() or SAFE[0] < total.item() < SAFE[1]:
-            return total
-        return values.double().square().sum()
-    return torch.linalg.vector_norm(values.reshape(values.shape[0], -1), dim=1).double().square().sum()
+    else:
+        total = torch.linalg.vector_norm(values.reshape(values.shape[0], -1), dim=1).double().square().sum()
+    if values.dtype == torch.float64 or torch.compiler.is_compiling() or SAFE[0] < total.item() < SAFE[1]:
+        return total
+    return torch.linalg.vector_norm(values, dtype=torch.float64).square()
 
 
 def square_norm(x: Tensor) -> float:
@@ -372,7 +373,7 @@ def lookup_squares(gradients: Tensor, tokens: Tensor, scale: Tensor | None) -> T
     if scale is not None:
         values = values * scale[tokens]
     if tokens.shape[1] < 2:
-        return torch.linalg.vector_norm(values.flatten(0, -2), dim=1).double().square().sum()
+        return torch.linalg.vector_norm(values.flatten(0, -2), dim=1, dtype=torch.float64).square().sum()
     ordered, order = tokens.sort(dim=1)
     new = torch.ones_like(ordered, dtype=torch.bool)
     new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
@@ -384,14 +385,16 @@ def lookup_squares(gradients: Tensor, tokens: Tensor, scale: Tensor | None) -> T
         squares = torch.linalg.vector_norm(values, dim=2).double().square()
         squares[sample, position] = 0.0
         total = squares.sum()
-        if not len(sample):
+        if len(sample):
+            rows = values[sample, position]
+            slots = new[sample, place].cumsum(0) - 1
+            together = torch.zeros_like(rows[: int(slots[-1]) + 1]).index_add_(0, slots, rows)
+            total = total + torch.linalg.vector_norm(together, dim=1).double().square().sum()
+        if values.dtype != torch.float32 or SAFE[0] < total.item() < SAFE[1]:
             return total
-        rows = values[sample, position]
-        slots = new[sample, place].cumsum(0) - 1
-        together = torch.zeros_like(rows[: int(slots[-1]) + 1]).index_add_(0, slots, rows)
-        return total + torch.linalg.vector_norm(together, dim=1).double().square().sum()
+        return lookup_squares(gradients.double(), tokens, scale)
     # Slots count on through the samples, so that no two samples share one.
     slots = new.flatten().cumsum(0) - 1
     rows = values.gather(1, order.unsqueeze(-1).expand_as(values)).flatten(0, 1)
     values = torch.zeros_like(rows).index_add(0, slots, rows)
-    return torch.linalg.vector_norm(values.flatten(0, -2), dim=1).double().square().sum()
+    return torch.linalg.vector_norm(values.flatten(0, -2), dim=1, dtype=torch.float64).square().sum()

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from sdsd_kernels import checks, cosine_matrix
 
 from ...graphs import row_dim
-from ...models import copy_of
+from ...models import check_loss_function, copy_of
 from .edits import tensor_of
 from .layers import dense_layer
-from .sensitivity import LossFunction, from_torch, takes_outputs
+from .sensitivity import LossFunction
 
 Training = Callable[[nn.Module], Iterable[object]]
 """A generator function: it trains the model it is given and yields after each epoch."""
@@ -91,8 +91,7 @@ def sgd_training(
     Raises:
         TypeError: a loss of torch.nn, which takes outputs and targets.
     """
-    if from_torch(loss_fn):
-        raise takes_outputs(loss_fn)
+    check_loss_function(loss_fn)
 
     def train(model: nn.Module) -> Iterator[None]:
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ...graphs import READER, TIED, Part, spatial_dims
-from ...models import plainly, running, unwritten
+from ...models import check_loss_function, plainly, running, unwritten
 from .edits import IndexPairs, part_tensor
 from .group import Consumers
 from .merger import layer_rows
-from .sensitivity import LossFunction, from_torch, takes_outputs
+from .sensitivity import LossFunction
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,8 +121,7 @@ def module_of(part: Part) -> str:
 
 def _roots(model: nn.Module, readers: Iterable[str], loader: Iterable[Any], loss_fn: LossFunction) -> dict[str, Tensor]:
     """For each reader a root R of F = R Rᵀ.  # shape: (outputs, outputs) each"""
-    if from_torch(loss_fn):
-        raise takes_outputs(loss_fn)
+    check_loss_function(loss_fn)
     modules = {name: model.get_submodule(name) for name in sorted(readers)}
     sums: dict[str, Tensor] = {}
     samples = 0

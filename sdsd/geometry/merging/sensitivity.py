@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from ...graphs import outputs
-from ...models import running, untouched, unwritten
+from ...models import check_loss_function, running, untouched, unwritten
 
 Sensitivity = Callable[[nn.Module], Any]
 """A function of the model that gives one number, a float or a tensor with one element."""
@@ -47,8 +47,7 @@ def mean_loss(loader: Iterable[Any], loss_fn: LossFunction) -> Sensitivity:
         >>> round(loss(nn.Identity()), 4)
         0.3133
     """
-    if from_torch(loss_fn):
-        raise takes_outputs(loss_fn)
+    check_loss_function(loss_fn)
 
     def loss(model: nn.Module) -> float:
         total, samples = 0.0, 0
@@ -169,19 +168,6 @@ def as_sensitivity(loss: Sensitivity | tuple[Iterable[Any], LossFunction]) -> Se
     if not callable(loss):
         raise TypeError(f"loss: expected a function of the model, or (loader, loss_fn), got {type(loss).__name__}.")
     return loss
-
-
-def from_torch(loss_fn: Any) -> bool:
-    return str(getattr(loss_fn, "__module__", "")).startswith("torch.nn")
-
-
-def takes_outputs(loss_fn: Any) -> TypeError:
-    """The error for a loss of torch.nn."""
-    name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
-    return TypeError(
-        f"loss_fn: expected a function (model, batch) → loss, got torch's {name}, which takes outputs and targets. "
-        "Pass a function that runs the model, for example lambda model, batch: loss(model(batch[0]), batch[1])."
-    )
 
 
 def single_number(value: Any, name: str) -> float:

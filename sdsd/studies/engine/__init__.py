@@ -8,6 +8,7 @@
 `runner.py`          `Runner`: several studies, their seeds on several processes
 `judging.py`         `Rule`, `Effect`: what decides a verdict, and its words; Holm's correction
 `measured.py`        `Measured`, a number with its interval over seeds or over trials
+`ranks.py`           `rank_correlation`, Spearman's
 `result.py`          `StudyResult`, `Verdict`
 `page.py`            a study's page
 `figure_book.py`     `FigureBook`: the figures of a page as files and in it
@@ -25,6 +26,7 @@ from .judging import MATCH, SIGNIFICANT, VERDICTS, Effect, Rule, holm, unshown
 from .measured import Measured, fraction_interval, geometric_interval, mean_interval
 from .page import duration
 from .progress import LOGGER, Progress, choose_progress
+from .ranks import rank_correlation
 from .result import StudyResult, Verdict
 from .run import run_study
 from .runner import Runner
@@ -59,6 +61,7 @@ __all__ = [
     "one_thread",
     "plain",
     "prepare_output",
+    "rank_correlation",
     "run_study",
     "table_row",
     "unshown",

@@ -65,7 +65,7 @@ class SeedFile:
             return FinishedSeed(revive(kept["series"]), float(kept["seconds"]))
         except FileNotFoundError:
             return None
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path}: expected a finished seed of the study; delete the file.") from error
 
     def write(self, finished: FinishedSeed) -> None:

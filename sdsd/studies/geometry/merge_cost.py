@@ -26,7 +26,7 @@ from ...geometry import (
 from ...report import figures
 from ...report.figures import plain_number
 from ..documents import FUNCTIONAL_GEOMETRY
-from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
+from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval, rank_correlation
 from ..rules import EFFECTS, RULES
 from .networks import mnist_subject
 from .subject import BUILT_IN_SUBJECTS, TRAINING_IMAGES, Subject
@@ -141,7 +141,7 @@ def _measured(
         "cost": merge_cost(None, plain, indices, gram=gram, samples=collected.samples),
         "curvature": merge_cost(None, weighted, indices, gram=gram, samples=collected.samples),
     }
-    result["correlation"] = {by: _rank_correlation(values, torch.tensor(measured)) for by, values in foretold.items()}
+    result["correlation"] = {by: rank_correlation(values, measured) for by, values in foretold.items()}
     result["foretold"] = fmean((foretold["curvature"].square() / 2).tolist()) / fmean(measured)
     living = alive.nonzero().flatten()
     counts = [round(share * len(living)) for share in shares]
@@ -181,11 +181,6 @@ def _loss(model: nn.Module, batch: Any) -> Tensor:
 def _after(network: nn.Module, changed: Any) -> float:
     with evaluating(network):
         return changed(network)
-
-
-def _rank_correlation(one: Tensor, other: Tensor) -> float:
-    ranks = torch.stack([each.double().argsort().argsort().double() for each in (one, other)])
-    return torch.corrcoef(ranks)[0, 1].item()
 
 
 def judge(result: StudyResult) -> list[Verdict]:

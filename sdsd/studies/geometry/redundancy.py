@@ -12,7 +12,7 @@ from ...geometry import merge
 from ...report import figures
 from ..digits import evaluate, split_digits
 from ..documents import FUNCTIONAL_GEOMETRY
-from ..engine import Progress, Study, StudyResult, Verdict, mean_interval
+from ..engine import Progress, Study, StudyResult, Verdict, mean_interval, rank_correlation
 from ..rules import EFFECTS, RULES
 
 ANGLE, MASS, PRODUCT = "1 − cos", "mass", "‖a_i − a_j‖ ‖v_i − v_j‖"
@@ -65,16 +65,10 @@ def _foretold(activations: Tensor, readers: Tensor, pairs: Tensor) -> dict[str, 
     }
 
 
-def correlation(first: list[float], second: list[float]) -> float:
-    """Spearman's, ties broken by order."""
-    ranks = [torch.tensor(each).argsort().argsort().double() for each in (first, second)]
-    return torch.corrcoef(torch.stack(ranks))[0, 1].item()
-
-
 def correlations(result: StudyResult) -> dict[str, list[float]]:
     """Of each way to foretell with |cost|, seed by seed."""
     return {
-        way: [correlation(series[way], list(map(abs, series["cost"]))) for series in result.series]
+        way: [rank_correlation(series[way], list(map(abs, series["cost"]))) for series in result.series]
         for way in (ANGLE, MASS, PRODUCT)
     }
 

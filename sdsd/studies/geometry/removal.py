@@ -12,11 +12,19 @@ from ...geometry import COHORTS, collect_activations, disjoint_pairs, evaluating
 from ...geometry.merging import single_number
 from ...report import figures
 from ..documents import FUNCTIONAL_GEOMETRY
-from ..engine import Measured, Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
+from ..engine import (
+    Measured,
+    Progress,
+    Study,
+    StudyResult,
+    Verdict,
+    geometric_interval,
+    mean_interval,
+    rank_correlation,
+)
 from ..rules import EFFECTS, RULES
 from .arc import MOST_OF_A_LAYER
 from .networks import mnist_subject, resnet_subject
-from .redundancy import correlation
 from .subject import Subject, digits_cnn, digits_mlp
 
 WAYS = {"removed": "taken out", "absorbed": "taken out, partner stands in", "averaged": "averaged with its partner"}
@@ -103,7 +111,7 @@ def ratios(result: StudyResult) -> dict[str, list[float]]:
 
 def correlations(result: StudyResult, what: str) -> list[float]:
     """Of the cost of taking a neuron out with `what` is known of it ("carried" or "angle"), seed by seed."""
-    return [correlation(run["single"][what], run["single"]["cost"]) for run in result.series]
+    return [rank_correlation(run["single"][what], run["single"]["cost"]) for run in result.series]
 
 
 def judge(result: StudyResult) -> list[Verdict]:

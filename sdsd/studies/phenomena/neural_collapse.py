@@ -15,7 +15,7 @@ from ...report import figures
 from ...report.figures import draw_curves, draw_level
 from ..digits import split_digits
 from ..documents import EXPLANATION
-from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval, unshown
+from ..engine import Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval, rank_correlation, unshown
 from ..rules import RULES
 from .training import (
     Batch,
@@ -25,7 +25,6 @@ from .training import (
     judge_functional,
     mean,
     mean_curve,
-    rank_correlation,
     train,
 )
 

@@ -310,9 +310,3 @@ def separation(scores: Sequence[float], chosen: Sequence[bool]) -> float:
         return math.nan
     difference = inside[:, None] - outside[None]
     return float((difference > 0).mean() + (difference == 0).mean() / 2)
-
-
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's correlation, of series without ties."""
-    ranks = [np.argsort(np.argsort(values)) - (len(values) - 1) / 2 for values in (first, second)]
-    return float(ranks[0] @ ranks[1] / (ranks[0] @ ranks[0]))

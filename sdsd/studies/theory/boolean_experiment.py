@@ -185,17 +185,3 @@ def trained_functions(
         loss.backward()
         steps.step()
     return learned[learned >= 0]
-
-
-def ranks(values: Tensor) -> Tensor:
-    """Ranks from 0, ties sharing their mean; float64; shape: (n,)."""
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0)
-    return (last - (counts + 1) / 2).double()[inverse]
-
-
-def rank_correlation(left: Tensor, right: Tensor) -> float:
-    """Spearman's, ties sharing their mean rank; NaN where one side is constant."""
-    a, b = (ranks(side) - (len(side) - 1) / 2 for side in (left, right))
-    size = (a.norm() * b.norm()).item()
-    return a.dot(b).item() / size if size > 0 else math.nan

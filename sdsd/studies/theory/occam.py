@@ -15,9 +15,8 @@ from ...report.figures import draw_level
 from ...theory import description_length
 from ..digits import load_digits
 from ..documents import MOVES
-from ..engine import Effect, Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval
+from ..engine import Effect, Progress, Study, StudyResult, Verdict, geometric_interval, mean_interval, rank_correlation
 from ..rules import RULES
-from .boolean_experiment import rank_correlation
 
 LATER = Effect(nothing=1.0, above=False, negligible=1.05)
 TRUE_LABELS = Effect(nothing=1.0, above=False, negligible=1.05)

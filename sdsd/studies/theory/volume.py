@@ -10,9 +10,9 @@ from torch import Tensor
 from ...report import figures
 from ...report.figures import draw_curves
 from ..documents import MOVES
-from ..engine import Effect, Progress, Study, StudyResult, Verdict, fraction_interval, mean_interval
+from ..engine import Effect, Progress, Study, StudyResult, Verdict, fraction_interval, mean_interval, rank_correlation
 from ..rules import RULES
-from .boolean_experiment import formula_sizes, function_classes, rank_correlation, sampled_counts
+from .boolean_experiment import formula_sizes, function_classes, sampled_counts
 
 CLAIM = "The volume of parameters that compute a function falls exponentially with its complexity"
 CORRELATION = Effect(nothing=0.0, above=False)

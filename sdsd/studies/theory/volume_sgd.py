@@ -11,12 +11,11 @@ from torch import Tensor
 from ...report import figures
 from ...report.figures import draw_level
 from ..documents import MOVES
-from ..engine import Effect, Progress, Study, StudyResult, Verdict, mean_interval
+from ..engine import Effect, Progress, Study, StudyResult, Verdict, mean_interval, rank_correlation
 from ..rules import RULES
 from .boolean_experiment import (
     function_classes,
     make_task,
-    rank_correlation,
     sampled_counts,
     trained_functions,
 )

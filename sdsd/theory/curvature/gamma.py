@@ -32,9 +32,19 @@ from sdsd_kernels import checks
 
 from ...gamma import precondition as preconditioning
 from ...models import unwrap
-from ..derivatives import Hessian, LossFunction, length_of, mixing_layers, part_of, reordered, undisturbed
+from ..derivatives import (
+    Hessian,
+    LossFunction,
+    check_uses_model,
+    length_of,
+    mixing_layers,
+    part_of,
+    reordered,
+    trainable,
+    undisturbed,
+)
 from .moments import Fold, Group, Moments
-from .rows import GradientRows
+from .rows import GradientRows, row_dtype
 from .stats import CurvatureStats
 
 EXACT_UP_TO = 128
@@ -109,10 +119,11 @@ def curvature_gamma(
         seed: of the probes' signs.
 
     Raises:
-        TypeError: `precondition` of another kind.
+        TypeError: no model; a loss of torch.nn; `precondition` of another kind.
         ValueError: η or B not positive, too few gradients, samples that do not divide evenly or differ in number, a
             population smaller than what is drawn from it, a preconditioner of other shapes, a loss that is no number,
-            gradients that are not finite, BatchNorm in train mode with single samples, too small a `max_bytes`.
+            gradients that are not finite, BatchNorm in train mode with single samples, too small a `max_bytes`, a
+            complex parameter that trains, a loss that no parameter has a part in.
 
     Example:
         >>> line = nn.Linear(1, 1, bias=False)
@@ -138,14 +149,12 @@ def curvature_gamma(
         raise ValueError(
             f"population: expected at least the {max(samples, batch_size)} samples drawn from it, got {population}."
         )
-    width = sum(parameter.numel() for parameter in root.parameters() if parameter.requires_grad)
-    if not width:
-        raise ValueError("model: expected at least one parameter that requires a gradient, got none.")
+    width = sum(parameter.numel() for parameter in trainable(root).values())
     scale = _diagonal(root, precondition)
     exact = probes == 0 or (probes is None and n <= EXACT_UP_TO)
     probes = 0 if exact else probes or PROBES
     most = _most_bytes(max_bytes, width)
-    row = width * next(p for p in root.parameters() if p.requires_grad).element_size()
+    row = width * row_dtype(root).itemsize
     if samples_per_gradient > 1 and mixing_layers(root):
         chunk_size = samples_per_gradient  # as the gradients see the batch's statistics
     seen = 0.0 if population is None else samples_per_gradient / population
@@ -170,6 +179,8 @@ def curvature_gamma(
             probes_at_once=max(1, most // (BYTES_A_PARAMETER * width)),
             seed=checks.check_integer(seed, "seed"),
         )
+        if not (moments.plain.mean or moments.plain.trace):
+            check_uses_model(root, loss_fn, part_of(batch, 0, samples_per_gradient))
     curvature, trace, trace_error = moments.curvature(seen)
     share = samples_per_gradient * (1 / batch_size - (0.0 if population is None else 1 / population))
     error = moments.change_error(learning_rate, seen, share)
@@ -271,19 +282,19 @@ def _diagonal(model: nn.Module, precondition: Any) -> Tensor | None:
     """P over all trainable parameters, flat; None for the identity."""
     if precondition is None:
         return None
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters = trainable(model)
     if isinstance(precondition, torch.optim.Optimizer):
         preconditioning.check_optimizer(precondition)
         groups = preconditioning.groups_of(precondition)
-        strange = [name for name, parameter in trainable.items() if id(parameter) not in groups]
+        strange = [name for name, parameter in parameters.items() if id(parameter) not in groups]
         if strange:
             raise ValueError(f"precondition: the optimizer does not hold {', '.join(strange[:5])}.")
         metric = {
             name: preconditioning.diagonal(precondition, parameter, groups[id(parameter)])
-            for name, parameter in trainable.items()
+            for name, parameter in parameters.items()
         }
     elif isinstance(precondition, Mapping):
-        metric = {name: precondition.get(name) for name in trainable}
+        metric = {name: precondition.get(name) for name in parameters}
     else:
         raise TypeError(
             "precondition: expected an optimizer or a mapping from parameter names to tensors, got "
@@ -292,11 +303,11 @@ def _diagonal(model: nn.Module, precondition: Any) -> Tensor | None:
     for name, diagonal in metric.items():
         if diagonal is None:
             raise ValueError(f"precondition: nothing for {name}. An optimizer knows its scale after its first step.")
-        if diagonal.shape != trainable[name].shape:
+        if diagonal.shape != parameters[name].shape:
             raise ValueError(
-                f"precondition: expected shape {tuple(trainable[name].shape)} for {name}, got {tuple(diagonal.shape)}."
+                f"precondition: expected shape {tuple(parameters[name].shape)} for {name}, got {tuple(diagonal.shape)}."
             )
-    return torch.cat([metric[name].detach().double().flatten() for name in trainable])  # type: ignore[union-attr]
+    return torch.cat([metric[name].detach().double().flatten() for name in parameters])  # type: ignore[union-attr]
 
 
 def _check_probes(value: Any) -> int | None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..derivatives import LossFunction, gradient_rows, length_of, part_of
+from ..derivatives import LossFunction, length_of, part_of, rows_of, trainable
+
+
+def row_dtype(model: nn.Module) -> torch.dtype:
+    """Of a gradient over all parameters that train: the widest of theirs."""
+    return functools.reduce(torch.promote_types, (parameter.dtype for parameter in trainable(model).values()))
 
 
 class GradientRows:
@@ -27,11 +33,11 @@ class GradientRows:
         self._model, self._loss_fn, self._batch, self._samples = model, loss_fn, batch, samples_per_gradient
         self.count, self._at_once = length_of(batch) // samples_per_gradient, at_once
         self._seed = int(torch.randint(2**62, ()).item())
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        parameters = list(trainable(model).values())
         self.width, self.device = sum(map(Tensor.numel, parameters)), parameters[0].device
         self._kept: Tensor | None = None
         if keep:
-            kept = torch.empty(self.count, self.width, dtype=parameters[0].dtype, device=self.device)
+            kept = torch.empty(self.count, self.width, dtype=row_dtype(model), device=self.device)
             for place, block in self._computed(0, self.count):
                 kept[place] = block
             self._kept = kept
@@ -48,7 +54,7 @@ class GradientRows:
             last = min(first + self._at_once, stop)
             torch.manual_seed(self._seed + first)
             part = part_of(self._batch, first * self._samples, last * self._samples)
-            block = gradient_rows(self._model, self._loss_fn, part, self._samples)
+            block = rows_of(self._model, self._loss_fn, part, self._samples)
             if not bool(block.isfinite().all()):
                 raise ValueError(
                     "batch: its gradients hold NaN or infinity, and so would everything computed from them."

@@ -151,9 +151,11 @@ class CurvatureStats:
                 f"E[ΔL] = {self.expected_change:.4g}{spread}",
                 f"  drift ‖μ‖² {self.drift:.4g}   diffusion Tr(DH) {self.diffusion:.4g} "
                 f"(Tr D, without curvature: {self.diffusion_published:.4g})",
-                f"  Γ* {self.gamma_star:.4g}   Γ_H {self.gamma_h:.4g}   Γ without curvature {self.gamma_published:.4g}",
-                f"  largest learning rate {self.learning_rate_max:.4g}   smallest batch {self.batch_size_min:.4g}",
-                f"  noise scales: B_simple {self.b_simple:.4g}   B_noise, with curvature, {self.b_noise:.4g}",
+                f"  Γ* {_shown(self.gamma_star)}   Γ_H {_shown(self.gamma_h)}   "
+                f"Γ without curvature {_shown(self.gamma_published)}",
+                f"  largest learning rate {_shown(self.learning_rate_max)}   "
+                f"smallest batch {_shown(self.batch_size_min)}",
+                f"  noise scales: B_simple {_shown(self.b_simple)}   B_noise, with curvature, {_shown(self.b_noise)}",
             ]
         )
 
@@ -179,3 +181,7 @@ _DERIVED = (
 
 def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator > 0 else math.nan
+
+
+def _shown(value: float) -> str:
+    return "none" if math.isnan(value) else f"{value:.4g}"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdsd_kernels import cosine_matrix
 
-from .rows import check_angle, live_rows, unit_rows
+from .rows import ROUNDING, check_angle, live_rows, unit_rows
 
 
 def orbit_entropy(rows: Tensor, mass: Tensor | None = None) -> Tensor:
@@ -61,7 +61,7 @@ def log_orbit_count(rows: Tensor, angle: float) -> float:
 
     Args:
         rows: one neuron a row, any scale; rows of zeros are left out.  # shape: (n, d)
-        angle: radians, in (0, π/2].
+        angle: radians, in (0, π/2]; below some 1e-6 only rows of one direction belong together.
 
     Returns:
         Nats a neuron, 0 when all are in one cluster, log(n!)/n when none is with another.
@@ -71,7 +71,7 @@ def log_orbit_count(rows: Tensor, angle: float) -> float:
     """
     check_angle(angle)
     unit = unit_rows(live_rows(rows, None)[0].detach())
-    near = unit @ unit.mT >= math.cos(angle)
+    near = unit @ unit.mT >= math.cos(angle) - ROUNDING
     near.fill_diagonal_(True)
     cluster = torch.arange(len(unit), device=unit.device)
     while True:

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-12
+"""Of cosines: rows of one direction are within any angle, and a cap holds its edge, up to which points are drawn."""
+
 
 def check_angle(angle: float) -> None:
     if not 0 < angle <= math.pi / 2:

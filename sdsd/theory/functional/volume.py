@@ -12,10 +12,8 @@ from torch import Tensor
 from sdsd_kernels import checks
 
 from ..._student_t import incomplete_beta
-from .rows import check_angle, live_rows, unit_rows
+from .rows import ROUNDING, check_angle, live_rows, unit_rows
 
-ROUNDING = 1e-12
-"""A cap holds its edge: points are drawn up to it, and their cosine with the centre is rounded."""
 CHUNK = 1 << 22
 
 

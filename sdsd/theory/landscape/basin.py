@@ -198,10 +198,8 @@ def _radius(landscape: Landscape, ray: Tensor, most: float, first: float, endles
         return landscape.loss(landscape.start + radius * ray) <= most  # NaN is outside
 
     low = first / 8
-    while not inside(low):
+    while not inside(low):  # at the latest where `low` does not move the parameters any more
         low /= 8
-        if low < first / LONGEST:
-            return low
     high = low * STRETCH
     while inside(high):
         low, high = high, high * STRETCH
@@ -209,8 +207,9 @@ def _radius(landscape: Landscape, ray: Tensor, most: float, first: float, endles
             if endless:
                 return math.inf
             raise ValueError(
-                "threshold: a ray never leaves the basin, whose volume is infinite; give prior_scale for its share of "
-                "a Gaussian."
+                f"threshold: a ray is still in the basin {LONGEST:,.0f} times as far out as rays are first looked at: "
+                "its volume is infinite, or probes=0 expects one that is far too small. Give prior_scale for its share "
+                "of a Gaussian, or more probes."
             )
     for _ in range(HALVINGS):
         middle = (low + high) / 2

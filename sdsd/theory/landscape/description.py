@@ -81,6 +81,9 @@ def description_length(
 ) -> DescriptionLength:
     """Round a network's trainable parameters as far as its loss allows, and count the bits that are left.
 
+    Frozen parameters and buffers count as known to the reader. Where they come from the same data (running statistics
+    of a BatchNorm, say), `bound` does not hold.
+
     Steps are 2^e times the root mean square of a tensor, one e for the network, the first from coarse to fine (3, 2¾, …
     −20) at which the loss is at most `tolerance` above what it was. The code holds e (8 bits), for each tensor its
     root mean square (32 bits) and largest integer m (Elias's γ code), and its integers by the adaptive code of

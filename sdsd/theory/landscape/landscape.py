@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...models import copy_of, unwrap
 from .. import quotient
-from ..derivatives import Hessian, LossFunction, length_of, mean_loss, undisturbed
+from ..derivatives import Hessian, LossFunction, check_uses_model, length_of, mean_loss, trainable, undisturbed
 
 
 class Landscape:
@@ -22,13 +22,13 @@ class Landscape:
     Attributes:
         samples: in all batches.
         start: the trainable parameters as they came; float64; shape: (d,).
+        rounding: of the coarsest of their dtypes, relative.
     """
 
     def __init__(self, model: nn.Module, loss_fn: LossFunction, batches: list[Any]) -> None:
         self.model, self._loss_fn = model, loss_fn
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not self._parameters:
-            raise ValueError("model: expected at least one parameter that requires a gradient, got none.")
+        self._parameters = list(trainable(model).values())
+        self.rounding = max(torch.finfo(parameter.dtype).eps for parameter in self._parameters)
         sizes = [length_of(batch, "data") for batch in batches]
         self.samples = sum(sizes)
         self._parts = [(size / self.samples, batch) for size, batch in zip(sizes, batches, strict=True)]
@@ -71,8 +71,9 @@ class Landscape:
         """L at the start.
 
         Raises:
-            ValueError: it is not finite, or changes from one pass to the next.
+            ValueError: it is not finite, changes from one pass to the next, or has nothing to do with the model.
         """
+        check_uses_model(self.model, self._loss_fn, self._parts[0][1])
         loss, again = self.loss(self.start), self.loss(self.start)
         if not math.isfinite(loss):
             raise ValueError(f"loss_fn: expected a finite loss at the model's own parameters, got {loss}.")

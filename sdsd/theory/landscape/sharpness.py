@@ -64,7 +64,8 @@ def sharpness(
     Args:
         model, data, loss_fn, canonicalize, softmax_head, example_input: as in `local_learning_coefficient`; the model
             need not be at a minimum.
-        tolerance: stop when the error is below this part of the value.
+        tolerance: stop when the error is below this part of the value, or below the rounding, in the parameters'
+            dtype, of the eigenvalue largest in size.
         most_products: stop in any case after so many products.
         seed: of the first vector.
         progress: as in `local_learning_coefficient`.
@@ -95,8 +96,8 @@ def sharpness(
     with undisturbed(landscape.model):
         loss = landscape.checked_loss()
         landscape.move(landscape.start)
-        value, error, products = _top_eigenvalue(landscape, first, tolerance, most_products, report)
-    if error > tolerance * abs(value):
+        value, error, products, enough = _top_eigenvalue(landscape, first, tolerance, most_products, report)
+    if error > enough:
         raise RuntimeError(
             f"sharpness: after {products} products the value {value:.6g} is known to ± {error:.2g}, expected "
             f"± {tolerance:g} of it. Take a larger tolerance or most_products."
@@ -106,8 +107,8 @@ def sharpness(
 
 def _top_eigenvalue(
     landscape: Landscape, first: Tensor, tolerance: float, most_products: int, report: Report
-) -> tuple[float, float, int]:
-    """Ritz value, its residual, and the number of products."""
+) -> tuple[float, float, int, float]:
+    """Ritz value, its residual, the number of products, and the residual that is small enough."""
     basis = [first / first.norm()]
     diagonal: list[float] = []
     beside: list[float] = []
@@ -126,14 +127,12 @@ def _top_eigenvalue(
             side = torch.tensor(beside, dtype=torch.float64)
             small = small + torch.diag(side, 1) + torch.diag(side, -1)
         values, vectors = torch.linalg.eigh(small)
+        size = values.abs().max().item()
         value, error = values[-1].item(), abs(rest * vectors[-1, -1].item())
         report(len(diagonal), most)
-        if (
-            error <= tolerance * abs(value)
-            or len(diagonal) == most
-            or rest <= 1e-14 * max(values.abs().max().item(), 1e-300)
-        ):
+        enough = max(tolerance * abs(value), landscape.rounding * size)
+        if error <= enough or len(diagonal) == most or rest <= 1e-14 * max(size, 1e-300):
             report(most, most)
-            return value, error, len(diagonal)
+            return value, error, len(diagonal), enough
         beside.append(rest)
         basis.append(product / rest)

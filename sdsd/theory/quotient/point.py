@@ -39,8 +39,8 @@ class Point:
 
 
 def wide(value: Tensor) -> Tensor:
-    """A float64 copy."""
-    return value.detach().to(torch.float64, copy=True)
+    """A copy in float64; complex numbers, which nothing moves, in complex128."""
+    return value.detach().to(torch.complex128 if value.is_complex() else torch.float64, copy=True)
 
 
 def keeps_statistics(module: nn.Module) -> bool:

@@ -38,7 +38,7 @@ def vertical(model: nn.Module | Symmetries, vectors: Any, *, softmax_head: bool 
         softmax_head: as in `symmetries`; goes with a model, not with a `Symmetries`.
 
     Returns:
-        float64 tensors, as a dict or a list like `vectors`.
+        float64 tensors (complex128 of complex parameters), as a dict or a list like `vectors`.
 
     Raises:
         TypeError: something else than tensors.
@@ -80,7 +80,7 @@ def vertical_fraction(model: nn.Module | Symmetries, vectors: Vectors, *, softma
         A float between 0 and 1.
     """
     across, along = (
-        sum(part.square().sum().item() for part in (parts.values() if isinstance(parts, dict) else parts))
+        sum(part.abs().square().sum().item() for part in (parts.values() if isinstance(parts, dict) else parts))
         for parts in _split(model, vectors, softmax_head)
     )
     return along / (across + along) if across + along > 0 else math.nan

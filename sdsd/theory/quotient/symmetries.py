@@ -14,6 +14,7 @@ from ...graphs import call_of, likely_inputs
 from ...models import plainly, unwrap
 from .groups import Permutation, Scaling, Translation, build
 from .mixing import Mixing
+from .point import wide
 from .segments import Segment
 from .tangents import Span
 from .trace import trace
@@ -82,7 +83,7 @@ class Symmetries:
         scalings = [each for each in self.scalings if not {part.key for part in each.incoming} <= mixed]
         moves: list[Scaling | Translation | Mixing] = [*scalings, *self.translations, *self.mixings]
         moves = [move for move in moves if move.has_tangent(self.model)]
-        values = {name: parameter.detach().double() for name, parameter in self.model.named_parameters()}
+        values = {name: wide(parameter) for name, parameter in self.model.named_parameters()}
         return Span(moves, values)
 
     def __str__(self) -> str:
@@ -161,8 +162,6 @@ translation
           places of groups under GroupNorm, and of query heads that share their keys
           recurrent layers of torch.nn
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
     root = unwrap(model)
     with plainly(root):  # in inference mode layers are one operation each, under autocast they multiply copies
         traced = trace(root, example_input, softmax_head)

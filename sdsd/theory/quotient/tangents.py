@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .groups import Scaling, Translation
 from .mixing import Mixing
+from .point import wide
 
 TOLERANCE = 1e-13
 """Of the Gram system's residual, in the norm of its diagonal."""
@@ -113,5 +114,5 @@ def checked_vectors(model: nn.Module, vectors: Any) -> dict[str, Tensor]:
                 f"vectors[{name!r}]: expected shape {tuple(parameter.shape)}, that of the parameter, got "
                 f"{tuple(value.shape)}."
             )
-        given[name] = value.detach().to(parameter.device, torch.float64)
+        given[name] = wide(value.to(parameter.device))
     return given

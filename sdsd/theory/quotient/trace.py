@@ -96,6 +96,8 @@ class _Finish:
 
     def _why_not(self, name: str, calls: dict[int, tuple[Ids, ...]], axes: set[int]) -> str:
         taken = list(calls.values())
+        if self.walk.model_tensor(name).is_complex():
+            return f"{name} is complex"
         if name in self.parameters and not self.parameters[name].requires_grad:
             return f"{name} does not train"
         if name in self.walk.outside:

@@ -66,4 +66,3 @@ def test_what_is_known_of_a_pair_before_it_is_merged():
     assert known[redundancy.ANGLE] == [1.0]
     assert known[redundancy.MASS] == [1 * 3 + 2 * 4]
     assert known[redundancy.PRODUCT] == pytest.approx([5**0.5 * 5])
-    assert redundancy.correlation([1.0, 2.0, 3.0], [10.0, 30.0, 20.0]) == pytest.approx(0.5)

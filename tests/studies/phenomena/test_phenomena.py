@@ -16,7 +16,7 @@ from sdsd.report import figures
 from sdsd.studies.catalogue import GROUPS
 from sdsd.studies.engine import Progress, run_study
 from sdsd.studies.phenomena import lottery_ticket
-from sdsd.studies.phenomena.training import Watch, geometry, judge_functional, rank_correlation, separation, train
+from sdsd.studies.phenomena.training import Watch, geometry, judge_functional, separation, train
 
 from ..strict_json import strict_json
 
@@ -143,12 +143,6 @@ def test_separation_is_the_area_under_the_curve_of_hits_over_false_alarms():
     assert separation(scores, chosen) == pytest.approx(by_hand)
     assert separation([5 * score for score in scores], chosen) == separation(scores, chosen)
     assert math.isnan(separation(scores, [True] * 5))
-
-
-def test_rank_correlation_sees_order_only():
-    assert rank_correlation([1, 2, 3, 40], [0.1, 0.2, 5, 6]) == pytest.approx(1)
-    assert rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
-    assert rank_correlation([1, 2, 3, 4], [2, 1, 4, 3]) == pytest.approx(0.6)  # 1 − 6·4 / (4·15)
 
 
 def test_a_masked_weight_neither_moves_nor_counts():

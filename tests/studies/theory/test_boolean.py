@@ -15,8 +15,6 @@ from sdsd.studies.theory.boolean_experiment import (
     input_signs,
     make_task,
     random_networks,
-    rank_correlation,
-    ranks,
     sampled_counts,
     trained_functions,
     truth_tables,
@@ -137,11 +135,3 @@ def test_training_ends_in_functions_that_fit():
         task, "sgd", networks=40, hidden=16, learning_rate=1e-9, batch=4, most_steps=5, generator=draw
     )
     assert len(none) < 10
-
-
-def test_rank_correlation():
-    assert ranks(torch.tensor([5, 1, 5, 9])).tolist() == [1.5, 0, 1.5, 3]
-    left, right = torch.tensor([1.0, 2, 3, 4, 5]), torch.tensor([2.0, 1, 4, 3, 5])
-    assert rank_correlation(left, right) == pytest.approx(1 - 6 * 4 / (5 * 24))
-    assert rank_correlation(left, -left) == pytest.approx(-1)
-    assert math.isnan(rank_correlation(left, 0 * left))

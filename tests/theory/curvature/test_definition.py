@@ -181,6 +181,8 @@ def test_ratios_are_nan_where_their_denominator_is_not_positive():
     assert math.isnan(stats.gamma_h)
     assert math.isnan(stats.gamma_star)
     assert math.isnan(stats.learning_rate_max)
+    assert "nan" not in str(stats)
+    assert "Γ* none   Γ_H none" in str(stats)
     assert stats.batch_size_min == 0
     assert stats.lowers_loss
     assert stats.diffusion < 0 < stats.drift

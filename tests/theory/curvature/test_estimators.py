@@ -178,14 +178,14 @@ def test_memory_is_bounded_and_numbers_stay_the_same(monkeypatch):
     model = nn.Sequential(nn.Linear(3, 40), nn.Dropout(0.3), nn.Tanh(), nn.Linear(40, 3)).double()
     batch, width = samples(22), 283
     held = []
-    original = gradient_rows.gradient_rows
+    original = gradient_rows.rows_of
 
     def counted(*arguments):
         rows = original(*arguments)
         held.append(len(rows))
         return rows
 
-    monkeypatch.setattr(gradient_rows, "gradient_rows", counted)
+    monkeypatch.setattr(gradient_rows, "rows_of", counted)
     arguments = {"learning_rate": 0.1, "batch_size": 4}
     model.eval()
     plain = curvature_gamma(model, cross_entropy, batch, **arguments)

@@ -118,6 +118,22 @@ def modulated(m, x, style):
     return F.conv2d(x.reshape(1, n * 3, 8, 8), kernels.flatten(0, 1), padding=1, groups=n).view(n, 4, 8, 8)
 
 
+def modulated_constant(m, style):
+    """StyleGAN2's first layers: one learned image for all, already convolved, under a kernel for each sample."""
+    n = len(style)
+    kernels = m.kernel * m.style(style).view(n, 1, 3, 1, 1)
+    image = m.before(m.image.repeat(n, 1, 1, 1))
+    return F.conv2d(image.reshape(1, n * 3, 4, 4), kernels.flatten(0, 1), padding=1, groups=n).view(n, 4, 4, 4)
+
+
+def blurred(m, x):
+    """One learned kernel for every channel of every sample, the batch as groups of one image."""
+    n = len(x)
+    kernel = m.kernel.flatten().softmax(0).view(1, 1, 3, 3).expand(n * 3, -1, -1, -1)
+    wide = F.conv_transpose2d(x.reshape(1, n * 3, 8, 8), kernel, m.shift.repeat(n), stride=2, groups=n * 3)
+    return F.conv2d(wide, m.kernel.repeat(n * 3, 1, 1, 1), groups=n * 3).view(n, 3, -1)
+
+
 DENSITIES = {
     "a policy with a learned spread": of(
         gaussian_policy, (X, numbers(N, 3)), first=linear(), last=linear(8, 3), log_std=of_shape(3)
@@ -162,12 +178,19 @@ POINTS = {
     ),
     "a table of hashed cells": of(hashed, numbers(N, 2), table=of_shape(16, 4), last=linear(4, 3)),
     "the nearest points of the same set": of(nearest_of_the_same_set, SEQUENCES, first=linear(), last=linear(8, 3)),
-    "the nearest points by a flat index": of(
-        nearest_by_flat_index, SEQUENCES, measured=False, first=linear(), last=linear(8, 3)
-    ),
+    "the nearest points by a flat index": of(nearest_by_flat_index, SEQUENCES, first=linear(), last=linear(8, 3)),
     "pooled and put back": of(
         unpooled, IMAGES, down=lambda: nn.Conv2d(3, 4, 3, padding=1), up=lambda: nn.Conv2d(4, 2, 3)
     ),
+    "a learned image under a kernel for each sample": of(
+        modulated_constant,
+        X,
+        style=linear(8, 3),
+        kernel=of_shape(4, 3, 3, 3),
+        image=of_shape(1, 3, 4, 4),
+        before=lambda: nn.Conv2d(3, 3, 3, padding=1),
+    ),
+    "one kernel for every channel of every sample": of(blurred, IMAGES, kernel=of_shape(1, 1, 3, 3), shift=of_shape(3)),
     "a kernel for each sample": of(modulated, (IMAGES, X), style=linear(8, 3), kernel=of_shape(4, 3, 3, 3)),
 }
 

@@ -16,9 +16,11 @@ from torch import Tensor
 from ...following import Track, track_of
 from ..convolutions import by_samples, per_sample_weight
 from ..landed import Places, bare_apply, conv_weight_grad_into, followed, land, land_apart, places_of
+from ..operand import unexpanded_of
 from ..pieces import Dense, Lazy, Piece, Squared, square_norm
 from ..plans import Joined, keep
 from ..use import Use, autocast_dtype, joined, watch
+from .broadcasting import apart
 from .generic import any_operation
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ def convolution(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: 
     settings = _settings(rest, transposed, weight.shape[2:])
     plain = isinstance(track, Track) and track.axis == 0 and x.ndim == weight.ndim and settings is not None
     if not plain or track_of(weight) is not None or (bias is not None and track_of(bias) is not None):
+        if settings is not None and _grouped_by_sample(x, weight, bias, settings[5], mode.ledger.n):
+            return _in_groups(mode, func, args, kwargs, (x, weight, bias), settings)
         return any_operation(mode, func, args, kwargs, parameters)
     assert settings is not None
     assert isinstance(track, Track)
@@ -59,6 +63,36 @@ def convolution(mode: Measuring, func: Any, args: Any, kwargs: Any, parameters: 
             yield len(read) - 1, Dense(rows.sum((0, 2)))
 
     watch(mode, "convolution", out, read, (x if trains else None,), measure)
+    return out
+
+
+def _grouped_by_sample(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, n: int) -> bool:
+    """Whether the samples lie side by side in the channels, in groups of their own, as those of StyleGAN do."""
+    held = [track_of(t) for t in (x, weight, bias) if t is not None]
+    side_by_side = all(
+        track is None or (isinstance(track, Track) and track[:2] == (int(place == 0), 1))
+        for place, track in enumerate(held)
+    )
+    return n > 1 and groups % n == 0 and x.ndim == weight.ndim and side_by_side and not x.is_complex()
+
+
+def _in_groups(mode: Measuring, func: Any, args: Any, kwargs: Any, read: Any, settings: Any) -> Any:
+    """Such a convolution: what trains has rows for every sample, whose gradients are those of the whole."""
+    trains = [t is not None and t.requires_grad and track_of(t) is None for t in read]
+    operands = [t for t, own in zip(read, trains, strict=True) if own]
+    out = mode.run(func, args, kwargs)
+    n = mode.ledger.n
+
+    def measure(b: Tensor, x: Tensor, weight: Tensor) -> Iterator[tuple[int, Piece]]:
+        given = (b, x.to(b.dtype), weight.to(b.dtype), [b.shape[1]])
+        whole = _backward(*given, *settings, trains)
+        gradients = [(place, each) for place, each in enumerate(whole) if trains[place]]
+        for index, (place, gradient) in enumerate(gradients):
+            axis = int(place == 0)
+            track = Track(axis, 1, gradient.shape[axis] // n)
+            yield index, apart(gradient, track, n, unexpanded_of(operands[index]).shape)
+
+    watch(mode, "convolution", out, operands, read[:2], measure, unexpanded=True)
     return out
 
 
