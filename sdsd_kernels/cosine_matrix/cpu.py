@@ -25,6 +25,6 @@ def cosine_matrix_torch(rows: Tensor, *, out_dtype: torch.dtype, zero: str, cent
 
     with exact_float32():
         _, square = in_range(rows, squares, center=center)
-    inverse_norm = torch.where(square == 0, torch.nan if zero == "nan" else torch.inf, square).rsqrt()  # 1 / √∞ is 0
+    inverse_norm = square.masked_fill_(square == 0, torch.nan if zero == "nan" else torch.inf).rsqrt()  # 1 / √∞ is 0
     symmetric_cosines(gram, inverse_norm)
     return gram.to(out_dtype), inverse_norm

@@ -128,14 +128,14 @@ def values_of(rows: Tensor, scale: Tensor | None = None, *, center: bool) -> Val
 
 
 def in_range(rows: Tensor, squares: Callable[[Values], Tensor], *, center: bool) -> tuple[Values, Tensor]:
-    """Values of `rows`, scaled where products need it, and ‖a‖² (N,) as `squares` takes it of them; NaN: not finite."""
+    """Values of `rows`, scaled where products need it, and a copy of their `squares`, ‖a‖² (N,); NaN: not finite."""
     values = values_of(rows, center=center)
     square = squares(values)
     suspicious = square.clamp(*SQUARES[values.dtype]) != square  # NaN differs from itself
     if bool(suspicious.any()) and (scale := _scales(rows, suspicious)) is not None:
         values = values_of(rows, scale, center=center)
         square = squares(values)
-    return values, torch.where(square.isfinite(), square, torch.nan)
+    return values, square + 0 * square  # 0 · ∞ is NaN
 
 
 def _scales(rows: Tensor, suspicious: Tensor) -> Tensor | None:
