@@ -135,7 +135,7 @@ def in_range(rows: Tensor, squares: Callable[[Values], Tensor], *, center: bool)
     if bool(suspicious.any()) and (scale := _scales(rows, suspicious)) is not None:
         values = values_of(rows, scale, center=center)
         square = squares(values)
-    return values, square + 0 * square  # 0 · ∞ is NaN
+    return values, torch.where(square.isfinite(), square, torch.nan)
 
 
 def _scales(rows: Tensor, suspicious: Tensor) -> Tensor | None:
