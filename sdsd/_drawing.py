@@ -26,6 +26,9 @@ def figure_and_axes(axes: Any, width: float, height: float, projection: str | No
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+    # Of axes in space matplotlib 3.8 takes no measure that a layout could use.
+    figure = Figure(figsize=(width, height), facecolor="white", layout=None if projection == "3d" else "constrained")
     FigureCanvasAgg(figure)
+    if projection == "3d":
+        return figure, figure.add_axes((0.02, 0.02, 0.96, 0.9), projection=projection)
     return figure, figure.add_subplot(projection=projection)

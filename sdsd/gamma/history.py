@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import logging
 import math
+import os
 import tempfile
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
@@ -18,7 +21,7 @@ from sdsd_kernels import checks
 
 from .._drafts import draft_of
 from .._extras import require
-from .rows import COLUMNS, TOTAL, Row, line_of, row_of, row_of_line
+from .rows import COLUMNS, TOTAL, Row, Values, line_of, row_of, row_of_line
 from .stats import GammaStats
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ WAITING = 64
 SECONDS = 5.0
 """After which waiting steps are written to a file all the same, so that who watches it sees them."""
 SMOOTHED = ("smoothed_noise_scale", "noise_scale_low", "noise_scale_high", "phase")
+_STEP, _PARAMETER = COLUMNS.index("step"), COLUMNS.index("parameter")
 LAST = 10
 """Rows that a notebook shows."""
 
@@ -50,7 +54,8 @@ class GammaHistory(Sequence[Row]):
     With a path every row is a line of JSON there, NaN and infinity written as null beside "<column>_is": "nan" or
     "inf". A file that is there already is gone on with: rows from the first step on that comes again, after a restart
     from an older checkpoint, are replaced. Rows are written when `WAITING` steps or `SECONDS` have passed, by `flush`,
-    and when the monitor is detached. Let one rank of several write. `sdsd watch` shows such a file while it grows.
+    when the monitor is detached, and when nobody holds the history any more or Python ends, by Ctrl-C or an error, too.
+    Let one rank of several write. `sdsd watch` shows such a file while it grows.
 
     A file belongs to one run: where somebody else changes it meanwhile, a warning says so and rows stay in memory from
     there on; a file that is taken away is written anew, with all rows. Copies and pickles hold rows, without the file.
@@ -75,17 +80,23 @@ class GammaHistory(Sequence[Row]):
         [1, 2, 3]
     """
 
+    path: Path | None = None
+
     def __init__(self, path: str | Path | None = None, *, parameters: bool = False) -> None:
         self.path = None if path is None else Path(path)
         self.parameters = parameters
         self._waiting: list[tuple[int, GammaStats]] = []
-        self._rows: list[Row] = []
-        self._unwritten: list[Row] = []
+        self._rows: list[Values] = []
+        self._unwritten: list[Values] = []
         self._written = time.monotonic()
         self._size: int | None = 0
         """Of the file as this history left it, in bytes; None where that is not known."""
+        self._process = os.getpid()
         if self.path is not None:
             _check_writable(self.path)
+            for other in list(_OPEN):  # a run before, in this process, that would put its last rows among these
+                if other.path is not None and other.path.resolve() == self.path.resolve():
+                    other._close()
         if self.path is not None and self.path.exists():
             self._rows, whole = _read(self.path)
             LOGGER.info("%s: %d rows of an earlier run are gone on with", self.path, len(self._rows))
@@ -93,6 +104,8 @@ class GammaHistory(Sequence[Row]):
                 LOGGER.warning("%s: the last line was cut off and is taken away", self.path)
                 self._write_all()
             self._size = self.path.stat().st_size
+        if self.path is not None:
+            _OPEN.add(self)
 
     def __call__(self, monitor: GammaMonitor, stats: GammaStats) -> None:
         """Take a measured step: what `GammaMonitor.add_observer` calls."""
@@ -110,10 +123,10 @@ class GammaHistory(Sequence[Row]):
             OSError: the file cannot be written; the step is kept, and written with the next ones.
         """
         step = checks.check_count(step, "step", least=0)
-        last = self._waiting[-1][0] if self._waiting else self._rows[-1]["step"] if self._rows else 0
+        last = self._waiting[-1][0] if self._waiting else self._rows[-1][_STEP] if self._rows else 0
         if step <= last:
             self._collect()
-            kept = [row for row in self._rows if row["step"] < step]
+            kept = [row for row in self._rows if row[_STEP] < step]
             LOGGER.info("step %d comes again: %d rows from it on are replaced", step, len(self._rows) - len(kept))
             self._rows = kept
             self._waiting.append((step, stats))
@@ -139,7 +152,7 @@ class GammaHistory(Sequence[Row]):
     def _collect(self) -> None:
         """Make rows of the steps that wait: reading needs no file, nor room in one."""
         waiting, self._waiting = self._waiting, []
-        fresh = [row for step, stats in waiting for row in self._rows_of(step, stats)]
+        fresh = [tuple(row.values()) for step, stats in waiting for row in self._rows_of(step, stats)]
         self._rows += fresh
         if self.path is not None:
             self._unwritten += fresh
@@ -166,8 +179,19 @@ class GammaHistory(Sequence[Row]):
             return
         self._size = None  # what a write that fails leaves there is not known
         with _naming(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.writelines(line_of(row) for row in self._unwritten)
+            file.writelines(line_of(_row(values)) for values in self._unwritten)
         self._now_written()
+
+    def _close(self) -> None:
+        """Write what waits, if nobody did: a forked process does not, for its rows are those of this one."""
+        if self.path is not None and self._process == os.getpid() and (self._waiting or self._unwritten):
+            try:
+                self.flush()
+            except Exception as error:  # a device that failed, a folder that is gone: nobody can mend it any more
+                warnings.warn(f"{self.path}: the last rows could not be written: {error}", RuntimeWarning, stacklevel=2)
+
+    def __del__(self) -> None:
+        self._close()
 
     def __getstate__(self) -> dict[str, Any]:
         self._collect()
@@ -179,11 +203,12 @@ class GammaHistory(Sequence[Row]):
 
     def __getitem__(self, index: Any) -> Any:
         self._collect()
-        return self._rows[index]
+        taken = self._rows[index]
+        return [_row(values) for values in taken] if isinstance(index, slice) else _row(taken)
 
     def __iter__(self) -> Iterator[Row]:
         self._collect()
-        return iter(self._rows)
+        return map(_row, self._rows)
 
     def __repr__(self) -> str:
         where = "" if self.path is None else f" in {self.path}"
@@ -191,12 +216,14 @@ class GammaHistory(Sequence[Row]):
 
     def _repr_html_(self) -> str:
         """What notebooks show: the last rows of the total, and the latest advice."""
-        rows = [row for row in self if row["parameter"] == TOTAL]
+        self._collect()
+        of_total = [values for values in self._rows if values[_PARAMETER] == TOTAL]
+        rows = [_row(values) for values in of_total[-LAST:]]
         shown = ("step", "batch_size", "noise_scale", *SMOOTHED)
         lines = [f"<tr>{''.join(f'<th>{name}</th>' for name in shown)}</tr>"] + [
-            f"<tr>{''.join(f'<td>{_shown(row[name])}</td>' for name in shown)}</tr>" for row in rows[-LAST:]
+            f"<tr>{''.join(f'<td>{_shown(row[name])}</td>' for name in shown)}</tr>" for row in rows
         ]
-        said = f"{len(rows)} measured steps, in total; the last {min(LAST, len(rows))}."
+        said = f"{len(of_total)} measured steps, in total; the last {len(rows)}."
         if rows and rows[-1]["advice"]:
             said += f" {rows[-1]['advice']}"
         return f"<table><caption>{escape(said)}</caption>{''.join(lines)}</table>"
@@ -216,9 +243,11 @@ class GammaHistory(Sequence[Row]):
         """
         if name not in COLUMNS:
             raise ValueError(f"name: expected one of {', '.join(COLUMNS)}, got {name!r}.")
-        values = [row[name] for row in self if row["parameter"] == parameter]
+        self._collect()
+        place = COLUMNS.index(name)
+        values = [row[place] for row in self._rows if row[_PARAMETER] == parameter]
         if not values and self._rows:
-            known = list(dict.fromkeys(row["parameter"] for row in self._rows))
+            known = list(dict.fromkeys(row[_PARAMETER] for row in self._rows))
             hint = " Pass parameters=True to keep those of parameters." if known == [TOTAL] else ""
             raise ValueError(f"parameter: expected one of {', '.join(known)}, got {parameter!r}.{hint}")
         return values
@@ -280,13 +309,23 @@ class GammaHistory(Sequence[Row]):
         self._size = None  # a file that stays as it was has rows that are replaced
         target = self.path.resolve()  # a link stays one
         with _naming(self.path), draft_of(target) as draft, draft.open("w", encoding="utf-8") as file:
-            file.writelines(map(line_of, self._rows))
+            file.writelines(line_of(_row(values)) for values in self._rows)
         self._now_written()
 
     def _now_written(self) -> None:
         assert self.path is not None
         self._unwritten = []
         self._size = self.path.stat().st_size
+
+
+_OPEN: weakref.WeakSet[GammaHistory] = weakref.WeakSet()
+"""Histories with a file."""
+
+
+@atexit.register
+def _close_all() -> None:
+    for history in list(_OPEN):
+        history._close()
 
 
 class NotWrittenError(OSError):
@@ -307,6 +346,10 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise NotWrittenError(path, error.strerror or str(error)) from error
+
+
+def _row(values: Values) -> Row:
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def _shown(value: Any) -> str:
@@ -333,19 +376,22 @@ def _check_writable(path: Path) -> None:
         ) from error
 
 
-def _read(path: Path) -> tuple[list[Row], bool]:
+def _read(path: Path) -> tuple[list[Values], bool]:
     """The rows of a file, and whether it was whole: a last line that was cut off is left out."""
-    rows: list[Row] = []
+    rows: list[Values] = []
+    words: dict[Any, Any] = {}  # each text once: names, phases and advice come again and again
     try:
         with path.open(encoding="utf-8") as file:
-            lines = file.readlines()
+            for number, line in enumerate(file, start=1):
+                try:
+                    row = row_of_line(line)
+                except ValueError as error:
+                    if not line.endswith("\n"):
+                        return rows, False
+                    raise ValueError(
+                        f"{path}, line {number}: {error} Name another file, or move this one away."
+                    ) from error
+                rows.append(tuple(words.setdefault(v, v) if type(v) is str else v for v in row.values()))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a history, which is text, got other bytes. Name another file.") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(row_of_line(line))
-        except ValueError as error:
-            if number == len(lines) and not line.endswith("\n"):
-                return rows, False
-            raise ValueError(f"{path}, line {number}: {error} Name another file, or move this one away.") from error
     return rows, True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -30,3 +32,26 @@ def attach_monitor(model: nn.Module, options: dict[str, Any]) -> GammaMonitor:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         options = {"process_group": dist.group.WORLD, **options}
     return GammaMonitor(model, **options)
+
+
+def go_on_from(monitor: GammaMonitor, saved: Mapping[str, Any] | None, steps: int) -> None:
+    """Go on after step number `steps`, with the running averages of that step where a checkpoint holds them.
+
+    Averages that it holds of other parameters, another population or another step begin anew, with a warning: nobody
+    can take a callback's state out of a checkpoint to go on without it.
+    """
+    fresh = {**monitor.state_dict(), "steps": steps}
+    if saved is not None:
+        reason = f"they are of step {saved['steps']}, the checkpoint is of step {steps}."
+        if saved["steps"] == steps:
+            try:
+                monitor.load_state_dict(saved)
+                return
+            except ValueError as error:
+                reason = str(error)
+        warnings.warn(
+            f"GammaCallback: running averages begin anew, those of the checkpoint do not fit: {reason}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    monitor.load_state_dict(fresh)

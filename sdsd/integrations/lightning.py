@@ -7,7 +7,9 @@ after unscaling, before clipping. That is where the monitor wants to be asked. W
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -16,7 +18,7 @@ from .._extras import MissingExtraError, require
 from ..gamma import GammaMonitor, GammaStats
 from ..models import clean, unwrap
 from . import scalars
-from ._attach import attach_monitor, refuse_deepspeed
+from ._attach import attach_monitor, go_on_from, refuse_deepspeed
 
 # The two packages carry the same class; a Trainer of either takes the other's, so the one in use already will do.
 _PURPOSE = "sdsd.integrations.lightning"
@@ -56,6 +58,9 @@ class GammaCallback(_library.Callback):  # type: ignore[misc]
         module: name of the submodule whose forward pass `training_step` calls ("net" for ``self.net(x)``); None where
             it calls ``self(x)``, or where the module has one child that owns all parameters. Only its parameters are
             measured.
+        whole_step: `training_step` as a whole is one forward pass of its batch, for one that calls parts of the module
+            (an autoencoder's encoder and decoder), or itself more than once, or whose loss has parameters; see
+            `GammaMonitor.forward`. For automatic optimization.
         optimizer: index of the optimizer, in the order of `configure_optimizers`, whose steps are measured; of the
             watched parameters those that it holds. None where there is one only.
         log_every: optimizer steps between two lines in the Trainer's loggers; None takes `log_every_n_steps`. Reading
@@ -69,13 +74,15 @@ class GammaCallback(_library.Callback):  # type: ignore[misc]
 
     Raises:
         ValueError: when training starts: several optimizers and none named, one that holds none of the watched
-            parameters, two callbacks with one prefix, DeepSpeed or FSDP1, or what `GammaMonitor` refuses.
+            parameters, two callbacks with one prefix, `whole_step` with manual optimization or twice, DeepSpeed or
+            FSDP1, or what `GammaMonitor` refuses.
     """
 
     def __init__(
         self,
         module: str | None = None,
         *,
+        whole_step: bool = False,
         optimizer: int | None = None,
         log_every: int | None = None,
         prefix: str = "gamma/",
@@ -83,12 +90,13 @@ class GammaCallback(_library.Callback):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.module, self.optimizer, self.log_every, self.prefix = module, optimizer, log_every, prefix
-        self.options = options
+        self.whole_step, self.options = whole_step, options
         self.monitor: GammaMonitor | None = None
         self.stats: GammaStats | None = None
         self._state: dict[str, Any] | None = None
-        self._seen = False
+        self._seen = self._came = False
         self._steps = 0
+        self._restore: Callable[[], None] = _nothing
 
     @property
     def state_key(self) -> str:
@@ -111,9 +119,32 @@ class GammaCallback(_library.Callback):  # type: ignore[misc]
             options.setdefault("parameters", self._held(watched))
         self.monitor = attach_monitor(watched, options)
         if self._state is not None:
-            self.monitor.load_state_dict(self._state)
+            go_on_from(self.monitor, self._state, self._state["steps"])
         self._handle = watched.register_forward_pre_hook(self._forward_seen)
-        self._seen = False
+        self._seen = self._came = False
+        if self.whole_step:
+            self._take_whole_step(pl_module)
+
+    def _take_whole_step(self, pl_module: Any) -> None:
+        """Have `training_step` run as one forward pass, until the callback is detached."""
+        if not pl_module.automatic_optimization or "training_step" in vars(pl_module):
+            raise ValueError(
+                "whole_step: expected automatic optimization and the module's own training_step, got "
+                + (
+                    "a training_step that somebody has put in its place."
+                    if pl_module.automatic_optimization
+                    else "manual optimization, whose training_step runs backward, too. Name a submodule instead."
+                )
+            )
+        plain, forward = pl_module.training_step, self.monitor.forward  # type: ignore[union-attr]
+
+        @functools.wraps(plain)
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            self._seen = True
+            return forward(plain, *args, **kwargs)
+
+        pl_module.training_step = training_step
+        self._restore = lambda: delattr(pl_module, "training_step")
 
     def _chosen(self, optimizers: list[Any]) -> Any:
         """The optimizer whose steps are measured."""
@@ -157,14 +188,21 @@ class GammaCallback(_library.Callback):  # type: ignore[misc]
         self._seen = True
         self._handle.remove()
 
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        self._came = True
+
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         if self.monitor is None or optimizer is not self._stepped_by:
             return
+        if pl_module.automatic_optimization and not self._came:
+            return  # training_step gave None: Lightning leaves the step out
+        self._came = False
         if not self._seen:
             names = [name for name, child in pl_module.named_children() if any(True for _ in child.parameters())]
             raise ValueError(
                 "GammaCallback: training_step did not call the module it watches. Call self(…) there, or name the "
-                f"submodule that is called: GammaCallback(module=…), one of {', '.join(names)}."
+                f"submodule that is called: GammaCallback(module=…), one of {', '.join(names)}. Where it calls "
+                "several, or parts of them, take training_step for the forward pass: GammaCallback(whole_step=True)."
             )
         self.stats = self.monitor.step() or self.stats
         self._steps += 1
@@ -176,6 +214,8 @@ class GammaCallback(_library.Callback):  # type: ignore[misc]
         if self.monitor is not None:
             self._state = self.monitor.state_dict()
             self._handle.remove()
+            self._restore()
+            self._restore = _nothing
             self.monitor.detach()
             self.monitor = None
 
@@ -191,3 +231,7 @@ class GammaCallback(_library.Callback):  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state, self._steps = state_dict["monitor"], state_dict["steps"]
+
+
+def _nothing() -> None:
+    """There is nothing to put back."""

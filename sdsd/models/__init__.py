@@ -24,7 +24,7 @@ from .attachment import (
 )
 from .copies import copy_of
 from .memory import entries_of, memory_of_others, place_of
-from .names import clean, unwrap
+from .names import clean, unwrap, unwrap_calls
 from .restore import evaluating, plainly, restored, running, training_outside_torch, untouched, unwritten
 from .usable import check_loss_function, check_model, check_module, quantised, refuse_scripted_parts
 
@@ -55,5 +55,6 @@ __all__ = [
     "uncompiled",
     "untouched",
     "unwrap",
+    "unwrap_calls",
     "unwritten",
 ]

@@ -85,7 +85,7 @@ def attach(module: nn.Module, watcher: Any, with_hooks: bool = False) -> None:
     subclass = (_monitored_with_hooks if with_hooks else _monitored)(type(module))  # type: ignore[arg-type]
     module.__dict__[KEY] = watcher
     try:
-        module.__class__ = subclass
+        object.__setattr__(module, "__class__", subclass)  # not by a wrapper's own, which may set it inside, too
     except TypeError:
         del module.__dict__[KEY]
         raise
@@ -105,7 +105,7 @@ def release(module: nn.Module) -> None:
     del module.__dict__[KEY]
     if OWN_FORWARD in module.__dict__:
         module.__dict__["forward"] = module.__dict__.pop(OWN_FORWARD)
-    module.__class__ = type(module)._sdsd_original  # type: ignore[assignment, attr-defined]
+    object.__setattr__(module, "__class__", type(module)._sdsd_original)  # type: ignore[attr-defined]
 
 
 def compiled_parts(root: nn.Module) -> list[tuple[nn.Module, str]]:

@@ -10,19 +10,26 @@ from .usable import check_module
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside DistributedDataParallel, DataParallel and torch.compile's wrapper.
+    """The user's own module inside DistributedDataParallel, DataParallel and what `unwrap_calls` takes away.
 
     Raises:
         TypeError: no module.
     """
     check_module(model)
+    model = unwrap_calls(model)
+    while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        model = unwrap_calls(model.module)
+    return model
+
+
+def unwrap_calls(model: nn.Module) -> nn.Module:
+    """`model` without wrappers of one process that only call it: torch.compile's, and Lightning Fabric's."""
     while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
+        of_fabric = any(kind.__name__ == "_FabricModule" for kind in type(model).__mro__)
+        inner = getattr(model, "_forward_module" if of_fabric else "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
             return model
+        model = inner
 
 
 def clean(name: str) -> str:

@@ -16,6 +16,7 @@ name), or by nothing: it depends on no sample.
 | `table.py` | the table of rules, and what a rule is given |
 | `elementwise.py` | entry by entry; conversions; outputs without samples |
 | `reductions.py` | sums, extremes, softmax, sorting, norms of vectors, Fourier transforms |
+| `reshaping.py` | where a reshape puts the samples |
 | `shapes.py` | views, permutations, repetitions, pieces, joins |
 | `indexing.py` | brackets, gather, scatter, read and written |
 | `products.py` | matmul, einsum, linear, convolution, embedding, attention |

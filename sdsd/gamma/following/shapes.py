@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,38 +10,12 @@ import torch
 from torch import Tensor
 
 from .places import piece, rows_at, single_at
+from .reshaping import reshaped
 from .table import FUNCTIONAL, RULES, SECOND_ALLOWED, TORCH, Call, called, register, register_property
 from .tracks import Part, Track, Verdict, track_of
 
 cuts = itertools.count()
 """Every cut of a tensor along its samples has a number."""
-
-
-def reshaped(track: Track, old: Sequence[int], new: Sequence[int]) -> Track | None:
-    """Where a reshape puts the samples; None where the new dimensions split them.
-
-    In row-major order the entries are (before, N, after). New dimension j holds the samples if what lies before it
-    divides `before` and what lies after it divides `after`; the quotients are `outer` and `inner`. More than one
-    dimension can fit only if N is 1: the one that other batches would have is preferred.
-    """
-    axis, outer, inner = track
-    if tuple(old) == tuple(new):
-        return track
-    before, after = math.prod(old[:axis]) * outer, math.prod(old[axis + 1 :]) * inner
-    if 0 in old:
-        same = tuple(new[: axis + 1]) == tuple(old[: axis + 1])
-        return track if same else None
-    fitting = []
-    ahead = 1
-    for j, size in enumerate(new):
-        behind = math.prod(new[j + 1 :])
-        if before % ahead == 0 and after % behind == 0:
-            fitting.append(Track(j, before // ahead, after // behind))
-        ahead *= size
-    if len(fitting) < 2:
-        return fitting[0] if fitting else None
-    from_right = len(new) - len(old) + axis
-    return min(fitting, key=lambda t: (t.outer * t.inner, t.axis not in (axis, from_right), abs(t.axis - axis)))
 
 
 def view(call: Call, input: Tensor, *args: Any, **kwargs: Any) -> Verdict:
@@ -52,7 +25,7 @@ def view(call: Call, input: Tensor, *args: Any, **kwargs: Any) -> Verdict:
     out = call.out
     if isinstance(args[0] if args else kwargs.get("dtype"), torch.dtype):
         return call.over(input) if track.axis == input.dim() - 1 and input.shape != out.shape else track
-    return reshaped(track, input.shape, out.shape) or call.mixed(
+    return reshaped(track, input.shape, out.shape, call.n) or call.mixed(
         f"from shape {tuple(input.shape)} to {tuple(out.shape)}, which splits the samples along dimension {track.axis}"
     )
 
@@ -144,7 +117,7 @@ def repeat_interleave(call: Call, input: Tensor, repeats: Any = None, dim: int |
     if repeats is None or (isinstance(repeats, Tensor) and track_of(repeats) is not None):
         return call.mixed("as often as samples say")
     if dim is None and isinstance(track, Track):
-        track = reshaped(track, input.shape, (input.numel(),))
+        track = reshaped(track, input.shape, (input.numel(),), call.n)
         dim, length = 0, input.numel()
     elif not isinstance(track, Track):
         return track

@@ -212,7 +212,9 @@ def on_waves(gradient: Tensor, start: int = 0) -> Tensor:
     wide = gradient if gradient.dtype == torch.float64 else gradient.float()
     matrix = wide if wide.ndim == 2 else wide.reshape(wide.shape[0] if wide.ndim else 1, -1)
     rows, columns = (torch.arange(size, device=matrix.device) for size in matrix.shape)
-    return torch.dot(matrix @ waves(columns).to(matrix.dtype), waves(rows + start).to(matrix.dtype))
+    # No products of matrices: where autocast is traced it is on in the backward pass, too, and would round them.
+    by_row = (matrix * waves(columns).to(matrix.dtype)).sum(1)
+    return (by_row * waves(rows + start).to(matrix.dtype)).sum()
 
 
 def tap(watcher: Watcher, y: Tensor, measure: Any, *saved: Tensor | None) -> Tensor:

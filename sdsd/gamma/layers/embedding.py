@@ -49,7 +49,7 @@ class EmbeddingRule(Rule):
                 gradients = gradients.masked_fill((tokens == padding).unsqueeze(-1), 0.0)
             wide = gradients if gradients.dtype == torch.float64 else gradients.float()
             columns = waves(torch.arange(wide.shape[-1], device=wide.device)).to(wide.dtype)
-            sums = ((wide @ columns) * waves(tokens).to(wide.dtype)).sum()
+            sums = ((wide * columns).sum(-1) * waves(tokens).to(wide.dtype)).sum()
             return {"weight": (lookup_squares(gradients, tokens, scale), sums)}
 
         if watcher.partner is None:

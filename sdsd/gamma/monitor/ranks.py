@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ...models import unwrap_calls
 from .parameters import Parameters, listed
 from .proof import max_eps
 
@@ -101,8 +102,7 @@ def ranks_of(model: nn.Module, parameters: Parameters, given: Any) -> Ranks:
     mesh = _mesh(parameters)
     if mesh is not None:
         return Ranks(mesh.get_group(), mesh.size(), True)
-    while isinstance(getattr(model, "_orig_mod", None), nn.Module):  # torch.compile's wrapper
-        model = model._orig_mod  # type: ignore[assignment]
+    model = unwrap_calls(model)
     wrapped = model if isinstance(model, nn.parallel.DistributedDataParallel) else None
     if given != "auto":
         return Ranks(given, dist.get_world_size(given) if given is not None else 1, False, wrapped)

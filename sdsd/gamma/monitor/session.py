@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ...models import compiled_parts, intercepted
 from ..following import Track, Verdict
 from ..layers import UnsupportedError, begin_tracing
-from ..uses import Leaf, Measuring, Operand, Pass, Plan, carrying, settle, through_compiled
+from ..uses import Leaf, Measuring, Operand, Pass, Plan, carrying, settle, through_compiled, without_autocast
 from .inputs import capturing, hear, read_inputs
 from .leftovers import Leftovers
 from .marks import Marks
@@ -365,7 +365,8 @@ class Session:
 
     @torch.no_grad()
     def _settle(self) -> None:
-        settle(self.passes)
+        with without_autocast():
+            settle(self.passes)
 
     def backward_runs(self, gradient: Tensor | None = None) -> Tensor | None:
         """A hook of compiled code, or of a parameter in micro mode, fires: a backward pass is under way.

@@ -34,6 +34,7 @@ from .operand import ANNOUNCED, Leaf, Operand, executes
 from .pieces import FEW, SAFE, chunks, lookup_squares, project, square_norm, sum_of_squares, wide
 from .plans import Plan
 from .tensors import deep_tensors
+from .use import without_autocast
 
 __all__ = [
     "ANNOUNCED",
@@ -59,4 +60,5 @@ __all__ = [
     "sum_of_squares",
     "through_compiled",
     "wide",
+    "without_autocast",
 ]

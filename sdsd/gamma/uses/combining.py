@@ -44,7 +44,8 @@ def _from_factors(pieces: list[Piece], max_bytes: int) -> Tensor | None:
         if len({x.dtype for pair in linear for x in pair}) > 1:
             return None
         a, b = map(_side_by_side, zip(*linear, strict=True))
-        total = total + weight_grad_stats(a, b, weight_grad=False).square_norm
+        if a.shape[1]:
+            total = total + weight_grad_stats(a, b, weight_grad=False).square_norm
     if lookups:
         tokens, g = map(_side_by_side, zip(*lookups, strict=True))
         total = total + lookup_squares(g, tokens, None)

@@ -268,7 +268,7 @@ class Product(Piece):
         # Where it came with the gradient, the preconditioner is in it already.
         if self.alone is not None and (scale is None or self.total is not None):
             return self.alone
-        if self.a.is_complex() or self.b.is_complex():
+        if self.a.is_complex() or self.b.is_complex() or not self.a.shape[1]:
             return super().squares(scale, max_bytes)
         if scale is not None and self.transposed:
             scale = scale.t()

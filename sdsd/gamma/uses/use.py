@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import operator
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,7 @@ _will_execute = torch._C._will_engine_execute_node
 _current_task = torch._C._current_graph_task_id
 _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 _profiling, _with_gradients = torch.autograd._profiler_enabled, torch.is_grad_enabled
+_any_autocast = torch._C._is_any_autocast_enabled
 Measure = Callable[..., Iterable[tuple[int, Piece]]]
 """measure(b, *saved) → (index of the operand, its piece); b the output's gradient."""
 
@@ -165,9 +167,9 @@ class Use:
             b = self.part(b)
         if not self.wanted():
             return
-        if not _profiling() and not _with_gradients():
+        if not _profiling() and not _with_gradients() and not _any_autocast():
             return self._deliver(b)
-        with torch.profiler.record_function("GammaMonitor.squares"), torch.no_grad():  # with create_graph=True, too
+        with torch.profiler.record_function("GammaMonitor.squares"), torch.no_grad(), without_autocast():
             return self._deliver(b)
 
     def _wait(self) -> None:
@@ -258,6 +260,16 @@ def joined(mode: Measuring, weight: Tensor, bias: Tensor | None, kind: str) -> U
         return None
     mode.note_checkpoint()
     return register(mode, operands, kind)
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Sums of samples are not rounded to half precision where a backward pass is called inside of autocast."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

@@ -149,9 +149,11 @@ def _padding(value: Any, kernel: torch.Size, dilation: tuple[int, ...], space: i
 
 def _weight_piece(b: Tensor, x: Tensor, weight: Tensor, settings: Any, track: Track, n: int) -> Piece:
     """Weight gradients by sample; where a sample is several rows of the batch, summed over them."""
-    size = 8 * max(weight.numel(), x[0].numel(), b[0].numel()) * track.outer * track.inner
+    size = 8 * max(weight.numel(), x.shape[1:].numel(), b.shape[1:].numel()) * track.outer * track.inner
 
     def form(start: int, stop: int) -> Tensor:
+        if not len(x):  # samples of no rows
+            return weight.new_zeros(stop - start, *weight.shape)
         rows = [t.unflatten(0, (track.outer, n, track.inner))[:, start:stop] for t in (b, x)]
         joined = [t.transpose(0, 1).reshape(-1, *t.shape[3:]) for t in rows]
         each = per_sample_weight(joined[0], joined[1], weight, settings)

@@ -263,6 +263,8 @@ def _measure(use: Use, how: How, x: Tensor, grad: Tensor, wanted: bool) -> tuple
         a, b = (x, grad) if x.ndim == 3 else (x.unsqueeze(1), grad.unsqueeze(1))
     else:
         a, b = arrange(x, track, n, 1), arrange(grad, track, n, 1)
+    if not a.shape[1]:  # sequences of length zero: one position of zeros adds as much
+        a, b = a.new_zeros(n, 1, a.shape[2]), b.new_zeros(n, 1, b.shape[2])
     if wanted:
         if use.alone and x.is_cpu and ledger.backends.get(x.device) == "torch":
             return _squared(use, a, b, transposed)
