@@ -33,6 +33,7 @@ WAITING = 64
 SECONDS = 5.0
 """After which waiting steps are written to a file all the same, so that who watches it sees them."""
 SMOOTHED = ("smoothed_noise_scale", "noise_scale_low", "noise_scale_high", "phase")
+_BEGINNING = b'{"step": '  # of every line of a file
 _STEP, _PARAMETER = COLUMNS.index("step"), COLUMNS.index("parameter")
 LAST = 10
 """Rows that a notebook shows."""
@@ -91,21 +92,19 @@ class GammaHistory(Sequence[Row]):
         self._written = time.monotonic()
         self._size: int | None = 0
         """Of the file as this history left it, in bytes; None where that is not known."""
-        self._process = os.getpid()
+        self._process, self._cut = os.getpid(), False
         if self.path is not None:
             _check_writable(self.path)
             for other in list(_OPEN):  # a run before, in this process, that would put its last rows among these
                 if other.path is not None and other.path.resolve() == self.path.resolve():
                     other._close()
         if self.path is not None and self.path.exists():
-            self._rows, whole = _read(self.path)
+            self._rows, self._cut = _read(self.path)
             LOGGER.info("%s: %d rows of an earlier run are gone on with", self.path, len(self._rows))
-            if not whole:
-                LOGGER.warning("%s: the last line was cut off and is taken away", self.path)
-                self._write_all()
+            if self._cut:  # the first write mends it: until then the file may be another run's, which is writing it
+                LOGGER.warning("%s: the last line is cut off", self.path)
             self._size = self.path.stat().st_size
-        if self.path is not None:
-            _OPEN.add(self)
+        _OPEN.add(self)
 
     def __call__(self, monitor: GammaMonitor, stats: GammaStats) -> None:
         """Take a measured step: what `GammaMonitor.add_observer` calls."""
@@ -174,7 +173,7 @@ class GammaHistory(Sequence[Row]):
 
     def _write(self) -> None:
         assert self.path is not None
-        if self._size is None or not self.path.exists():
+        if self._size is None or self._cut or not self.path.exists():
             self._write_all()
             return
         self._size = None  # what a write that fails leaves there is not known
@@ -314,12 +313,12 @@ class GammaHistory(Sequence[Row]):
 
     def _now_written(self) -> None:
         assert self.path is not None
-        self._unwritten = []
+        self._unwritten, self._cut = [], False
         self._size = self.path.stat().st_size
 
 
 _OPEN: weakref.WeakSet[GammaHistory] = weakref.WeakSet()
-"""Histories with a file."""
+"""Histories, of which those with a file may have rows to write."""
 
 
 @atexit.register
@@ -377,21 +376,25 @@ def _check_writable(path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[list[Values], bool]:
-    """The rows of a file, and whether it was whole: a last line that was cut off is left out."""
+    """The rows of a file, and whether its last line was cut off: what is no row is left out then."""
     rows: list[Values] = []
     words: dict[Any, Any] = {}  # each text once: names, phases and advice come again and again
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    row = row_of_line(line)
-                except ValueError as error:
-                    if not line.endswith("\n"):
-                        return rows, False
-                    raise ValueError(
-                        f"{path}, line {number}: {error} Name another file, or move this one away."
-                    ) from error
-                rows.append(tuple(words.setdefault(v, v) if type(v) is str else v for v in row.values()))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected a history, which is text, got other bytes. Name another file.") from error
-    return rows, True
+    with path.open("rb") as file:
+        line = b"\n"
+        for number, line in enumerate(file, start=1):
+            try:
+                row = row_of_line(line.decode("utf-8"))
+            except ValueError as error:
+                if _is_cut(line):
+                    break
+                what = f", line {number}: {error} Name another file, or move this one away."
+                if isinstance(error, UnicodeError):
+                    what = ": expected a history, which is text, got other bytes. Name another file."
+                raise ValueError(f"{path}{what}") from error
+            rows.append(tuple(words.setdefault(v, v) if type(v) is str else v for v in row.values()))
+    return rows, not line.endswith(b"\n")
+
+
+def _is_cut(line: bytes) -> bool:
+    """Whether this is the beginning of a row, or zeros that a crash left: of another file nothing is taken away."""
+    return not line.endswith(b"\n") and (_BEGINNING.startswith(line[: len(_BEGINNING)]) or not line.strip(b"\0"))

@@ -101,10 +101,8 @@ def _compute(
     return out
 
 
-def _fake(x: Tensor, y: Tensor, zero: str, center: bool, max_bytes: int | None) -> Tensor:
-    return x.new_empty((x.shape[0], y.shape[0]), dtype=summed_in(x.dtype))
-
-
 _operator = register(
-    "cosine_between(Tensor x, Tensor y, str zero, bool center, int? max_bytes) -> Tensor", _compute, fake=_fake
+    "cosine_between(Tensor x, Tensor y, str zero, bool center, int? max_bytes) -> Tensor",
+    _compute,
+    fake=lambda x, y, *_: x.new_empty((x.shape[0], y.shape[0]), dtype=summed_in(x.dtype)),
 )

@@ -99,10 +99,6 @@ def _compute(rows: Tensor, precision: str, out_dtype: torch.dtype, zero: str, ce
     return cosine
 
 
-def _fake(rows: Tensor, precision: str, out_dtype: torch.dtype, zero: str, center: bool, backend: str) -> Tensor:
-    return rows.new_empty((rows.shape[0], rows.shape[0]), dtype=out_dtype)
-
-
 def _directions(rows: Tensor, center: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """u (N, SAMPLES), zero for a neuron without direction; which have one (N, 1); ‖x_i‖ as a product of two (N, 1)."""
     x = rows.flatten(1).to(summed_in(rows.dtype))
@@ -167,6 +163,6 @@ class _Differentiable(torch.autograd.Function):
 _operator = register(
     "cosine_matrix(Tensor rows, str precision, ScalarType out_dtype, str zero, bool center, str backend) -> Tensor",
     _compute,
-    fake=_fake,
+    fake=lambda rows, precision, out_dtype, *_: rows.new_empty((rows.shape[0],) * 2, dtype=out_dtype),
     gradient=Gradient(_Differentiable.setup_context, _Differentiable.backward),
 )

@@ -28,37 +28,35 @@ CHUNK = 2**16
 """Pairs that wait together to be put in order, which takes no more memory than a block did."""
 
 
-def cosine_histogram_torch(rows: Tensor, bins: int, request: Request) -> tuple[Tensor, Tensor]:
-    """Counts (BINS,) int64 of the cosines of `rows` (N, OUTER, INNER), and the inverse norms (N,)."""
+def cosine_totals_torch(rows: Tensor, kind: str, bins: int, request: Request) -> tuple[Tensor, Tensor]:
+    """Counts (BINS,) int64 of the cosines of `rows` (N, OUTER, INNER), for a "histogram", or row sums (N,) float64 of
+    what `kind` makes of them; and inverse norms (N,)."""
     neurons = prepare(rows, center=request.center)
+    histogram, size = kind == "histogram", neurons.dtype.itemsize
     # Cosines of exactly 1 belong to the last bin; what is no pair, a "cosine" of 3, comes out last.
-    counts = torch.zeros(2 * bins + 1, dtype=torch.int64, device=rows.device)
-    size, fixed = neurons.dtype.itemsize + BIN_BYTES, 3 * counts.nbytes
+    places, dtype = (2 * bins + 1, torch.int64) if histogram else (rows.shape[0], torch.float64)
+    totals = torch.zeros(places, dtype=dtype, device=rows.device)
+    size, fixed = size + histogram * BIN_BYTES, 3 * totals.nbytes
     sides = block_sides(neurons, neurons, BLOCK, pair_bytes=size, fixed_bytes=fixed, max_bytes=request.max_bytes)
-    dtype = torch.int16 if 2 * bins <= torch.iinfo(torch.int16).max else torch.int32
-    buffer = torch.empty(sides[0] * sides[1], dtype=dtype, device=rows.device)
-    for block, _, _ in triangle_blocks(neurons, sides, fill=3, progress=request.progress):
-        place = buffer[: block.numel()].copy_(block.add_(1).mul_(bins * 0.5).flatten())
-        counts += torch.bincount(place, minlength=2 * bins + 1)
-    counts[bins - 1] += counts[bins]
-    return counts[:bins].clone(), neurons.inverse_norm
-
-
-def cosine_row_sums_torch(rows: Tensor, kind: str, request: Request) -> tuple[Tensor, Tensor]:
-    """Row sums (N,) float64 of what `kind` makes of the cosines of `rows` (N, OUTER, INNER), and inverse norms (N,)."""
-    neurons = prepare(rows, center=request.center)
-    sums = torch.zeros(rows.shape[0], dtype=torch.float64, device=rows.device)
-    size, fixed = neurons.dtype.itemsize, 3 * sums.nbytes
-    sides = block_sides(neurons, neurons, BLOCK, pair_bytes=size, fixed_bytes=fixed, max_bytes=request.max_bytes)
-    nothing = 1 if kind == "distance" else 0
+    if histogram:
+        dtype = torch.int16 if 2 * bins <= torch.iinfo(torch.int16).max else torch.int32
+        buffer = torch.empty(sides[0] * sides[1], dtype=dtype, device=rows.device)
+    nothing = {"histogram": 3, "distance": 1}.get(kind, 0)
     for block, row, column in triangle_blocks(neurons, sides, fill=nothing, progress=request.progress):
+        if histogram:
+            place = buffer[: block.numel()].copy_(block.add_(1).mul_(bins * 0.5).flatten())
+            totals += torch.bincount(place, minlength=places)
+            continue
         if kind == "absolute":
             block.abs_()
         elif kind == "distance":
             block.mul_(-2).add_(2).sqrt_()
-        sums[row : row + block.shape[0]] += block.sum(1)
-        sums[column : column + block.shape[1]] += block.sum(0)
-    return sums, neurons.inverse_norm
+        totals[row : row + block.shape[0]] += block.sum(1)
+        totals[column : column + block.shape[1]] += block.sum(0)
+    if histogram:
+        totals[bins - 1] += totals[bins]
+        totals = totals[:bins].clone()
+    return totals, neurons.inverse_norm
 
 
 def cosine_pairs_torch(rows: Tensor, threshold: float, above: bool, request: Request) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,6 @@ order.
 from __future__ import annotations
 
 import heapq
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,17 +16,17 @@ from .._checks import check_choice, check_float_tensor, check_integer, check_max
 from .._progress import Progress
 from .._register import check_no_transform
 from .._rows import rows_of
-from ..pairwise.blocks import block_sides, fill_cosines, prepare, stable_topk, triangle_blocks
-from .cpu import BLOCK
+from ..pairwise.blocks import block_sides, fill_cosines, prepare, stable_topk
 from .op import CosinePairs
 
 WHICH = ("nearest", "farthest", "random")
 CANDIDATES = 32
 ROWS_TOGETHER = 128
+COLUMNS_TOGETHER = 2048
 GATHERED_ELEMENTS = 2**22
-"""Activations copied together to compute single rows, unless one neuron has more."""
+"""Activations of rows copied together, unless one neuron has more."""
 SEARCH_BYTES = 32
-"""What a row that is computed again allocates for each of its cosines while its best are found."""
+"""What a row allocates for each of its cosines while its best are found."""
 
 
 def disjoint_pairs(
@@ -60,7 +59,7 @@ def disjoint_pairs(
         alive: booleans, (N,): neurons that may be paired. Those that are zero on every sample, or have a NaN or an
             infinity, never are; in a matrix they are known by a diagonal that is not positive.
         seed: of the random choice.
-        max_bytes: bound on memory beyond the result; None: none, and some 50 MiB and 300 bytes a neuron are taken.
+        max_bytes: bound on memory beyond the result; None: none, and some 40 MiB and 6 kB a neuron are taken.
         progress: called with (done, total) as the work goes on.
 
     Returns:
@@ -87,8 +86,7 @@ def disjoint_pairs(
             raise ValueError(f"cosine: expected a square (N, N) matrix, got shape {tuple(cosine.shape)}.")
         source = _Matrix(cosine.detach(), alive)
     else:
-        rows = rows_of(activations, neuron_dim)
-        source = _Activations(rows, alive, bool(center), max_bytes, lambda done, of: tell(50 * done // of, 100))
+        source = _Activations(rows_of(activations, neuron_dim), alive, bool(center), max_bytes)
     live = int(source.alive.sum())
     if pairs > live // 2:
         raise ValueError(
@@ -101,10 +99,7 @@ def disjoint_pairs(
         first, second = candidates[order].view(-1, 2).sort(dim=1).values.to(source.alive.device).T.contiguous()
         some = zip(first.split(source.rows_together), second.split(source.rows_together), strict=True)
         return CosinePairs(first, second, torch.cat([source.cosines(*each).diagonal() for each in some]))
-    ordered, chosen = _Rows(source, 1 if which == "nearest" else -1), []
-    for done in range(1, pairs + 1):
-        chosen.append(ordered.pop())
-        tell(50 + 50 * done // pairs, 100)
+    chosen = _greedy(source, 1 if which == "nearest" else -1, pairs, tell)
     columns = torch.tensor(chosen, dtype=torch.float64, device=source.alive.device).T
     return CosinePairs(columns[1].long(), columns[2].long(), columns[0].to(source.dtype))
 
@@ -127,118 +122,89 @@ class _Matrix:
         self.alive = _check_alive(alive, cosine.diagonal() > 0)
         """Neurons that may be paired.  # shape: (N,)"""
 
-    def cosines(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Of some neurons with some, or all, in memory that may be written."""
-        return self.cosine[rows] if columns is None else self.cosine[rows][:, columns]
+    def cosines(self, rows: Tensor, columns: Tensor | slice) -> Tensor:
+        """Of some neurons with others, in memory that may be written."""
+        return self.cosine[rows][:, columns]
 
-    def scores(self, rows: Tensor, free: Tensor, sign: int) -> Tensor:
-        """sign · c[i, j] of some rows i, -inf but where i and j > i are both free.  # shape: (rows, N)"""
-        pairs = (torch.arange(len(free), device=free.device) > rows[:, None]) & free & free[rows][:, None]
-        return self.cosines(rows).mul_(sign).masked_fill_(~pairs, -torch.inf)
-
-    def best_in_rows(self, sign: int) -> Tensor:
-        """The highest sign · c[i, j], j > i, both alive, of every row i; -inf where there is none.  # shape: (N,)"""
-        rows = torch.arange(len(self.alive), device=self.alive.device).split(self.rows_together)
-        best = torch.cat([self.scores(some, self.alive, sign).amax(1) for some in rows])
-        if bool(best.isnan().any()):
-            raise ValueError(
-                "cosine: expected no NaN between neurons with a positive diagonal, got some. "
-                "Leave such neurons out with alive=, or compute the matrix with neuron_cosine_matrix."
-            )
-        return best
+    def scores(self, rows: Tensor, free: Tensor, sign: int, start: int = 0) -> Tensor:
+        """sign · c[i, j] of some rows i, for j from `start` on; -inf unless j > i is free."""
+        place = torch.where(free, torch.arange(len(free), device=free.device), -1)[start:]
+        return self.cosines(rows, slice(start, None)).mul_(sign).masked_fill_(place <= rows[:, None], -torch.inf)
 
 
 class _Activations(_Matrix):
     """The same, computed when they are asked for."""
 
-    def __init__(
-        self, rows: Tensor, alive: Tensor | None, center: bool, max_bytes: int | None, progress: Progress
-    ) -> None:
+    def __init__(self, rows: Tensor, alive: Tensor | None, center: bool, max_bytes: int | None) -> None:
         count, samples = rows.shape[0], rows.shape[1] * rows.shape[2]
-        neurons = prepare(rows, center=center)
-        self.dtype, self.progress = neurons.dtype, progress
-        self.alive = _check_alive(alive, neurons.directed)
-        # Whoever may not be paired counts as without direction.
-        self.neurons = replace(neurons, inverse_norm=torch.where(self.alive, neurons.inverse_norm, 0))
-        kept = count * (CANDIDATES * 16 + 300)
-        a_row = count * (self.dtype.itemsize + SEARCH_BYTES) + samples * rows.dtype.itemsize
-        self.rows_together = max(1, min(ROWS_TOGETHER, GATHERED_ELEMENTS // samples))
-        if max_bytes is not None:
-            self.rows_together = max(1, min(self.rows_together, (max_bytes - kept) // (2 * a_row)))
-        fixed = kept + self.rows_together * a_row
-        size = self.dtype.itemsize
-        self.sides = block_sides(neurons, neurons, BLOCK, pair_bytes=size, fixed_bytes=fixed, max_bytes=max_bytes)
+        self.neurons = prepare(rows, center=center)
+        self.dtype = self.neurons.dtype
+        self.alive = _check_alive(alive, self.neurons.directed)
+        beside = self.neurons.some(slice(COLUMNS_TOGETHER))
+        preferred = max(1, min(ROWS_TOGETHER, GATHERED_ELEMENTS // samples)), len(beside.rows)
+        a_row = count * (self.dtype.itemsize + SEARCH_BYTES) + 2 * samples * rows.dtype.itemsize
+        size, kept = -(-a_row // preferred[1]), count * (CANDIDATES * 16 + 300)
+        self.rows_together, _ = block_sides(
+            self.neurons, beside, preferred, pair_bytes=size, fixed_bytes=kept, max_bytes=max_bytes, whole_rows=True
+        )
 
-    def best_in_rows(self, sign: int) -> Tensor:
-        best = self.neurons.inverse_norm.new_full((len(self.alive),), -torch.inf)
-        for block, row, _ in triangle_blocks(self.neurons, self.sides, fill=-sign * torch.inf, progress=self.progress):
-            some = best[row : row + block.shape[0]]
-            torch.maximum(some, block.mul_(sign).amax(1), out=some)
-        return best
-
-    def cosines(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
-        left, right = (self.neurons if each is None else self.neurons.some(each) for each in (rows, columns))
-        out = left.inverse_norm.new_empty((len(rows), right.rows.shape[0]))
-        for column in range(0, out.shape[1], self.sides[1]):
-            fill_cosines(out[:, column : column + self.sides[1]], left, 0, right, column)
+    def cosines(self, rows: Tensor, columns: Tensor | slice) -> Tensor:
+        left, right = self.neurons.some(rows), self.neurons.some(columns)
+        out = left.inverse_norm.new_empty((len(rows), len(right.rows)))
+        for column in range(0, out.shape[1], COLUMNS_TOGETHER):
+            fill_cosines(out[:, column : column + COLUMNS_TOGETHER], left, 0, right, column)
         return out
 
 
-class _Rows:
-    """The rows of the triangle, best first.
+def _greedy(source: _Matrix, sign: int, pairs: int, tell: Progress) -> list[tuple[float, int, int]]:
+    """(cosine, i, j) of the best pair, of the best among the neurons left, …: the highest sign · cosine.
 
-    The heap holds (−score, i, j) for the best free pair of row i as far as is known, or (−bound, −1, i) where it is
-    not. Of equal scores the lower pair comes first, after a bound that might hide a lower one.
+    Two heaps hold the rows of the triangle, best first: (−score, i, j) with the best free pair of row i as far as is
+    known, or (−bound, i) where it is not. Of equal scores the lower row comes first, and in a row the lower partner.
     """
+    best: list[tuple[float, int, int]] = []
+    bounds: list[tuple[float, int]] = []
+    chunks = source.alive.nonzero().flatten().split(2 * source.rows_together)  # their best are not sorted
+    for done, rows in enumerate(chunks, 1):
+        highest = source.scores(rows, source.alive, sign, int(rows[0])).amax(1)
+        if bool(highest.isnan().any()):
+            raise ValueError(
+                "cosine: expected no NaN between neurons with a positive diagonal, got some. "
+                "Leave such neurons out with alive=, or compute the matrix with neuron_cosine_matrix."
+            )
+        bounds += zip((-highest).tolist(), rows.tolist(), strict=True)
+        tell(50 * done // len(chunks), 100)
+    heapq.heapify(bounds)
+    free: list[bool] = source.alive.tolist()
+    candidates = torch.empty((len(free), min(CANDIDATES, len(free)), 2), dtype=torch.float64)
 
-    def __init__(self, source: _Matrix, sign: int) -> None:
-        self.source, self.sign = source, sign
-        self.free: list[bool] = source.alive.tolist()
-        best = source.best_in_rows(sign).tolist()
-        self.heap = [(-score, -1, row) for row, score in enumerate(best) if score > -torch.inf]
-        heapq.heapify(self.heap)
-        self.scores = torch.full((len(best), CANDIDATES), -torch.inf, dtype=torch.float64)
-        self.partners = torch.zeros((len(best), CANDIDATES), dtype=torch.int64)
-
-    def pop(self) -> tuple[float, int, int]:
-        """The best free pair, (cosine, i, j), whose neurons are free no more."""
-        while True:
-            score, first, second = heapq.heappop(self.heap)
-            if first < 0:
-                if self.free[second]:
-                    self._look_into(second)
-            elif self.free[first]:
-                if self.free[second]:
-                    self.free[first] = self.free[second] = False
-                    return -score * self.sign, first, second
-                self._push(first)
-
-    def _look_into(self, row: int) -> None:
-        """Find the candidates of `row`, and of other rows with a bound near the top of the heap."""
-        together = [row]
-        aside: list[tuple[float, int, int]] = []
-        while self.heap and len(together) < self.source.rows_together and len(aside) < ROWS_TOGETHER:
-            entry = heapq.heappop(self.heap)
-            if entry[1] >= 0:
-                aside.append(entry)
-            elif self.free[entry[2]]:
-                together.append(entry[2])
-        for entry in aside:
-            heapq.heappush(self.heap, entry)
-        device = self.source.alive.device
-        rows = torch.tensor(together, device=device)
-        scores = self.source.scores(rows, torch.tensor(self.free, device=device), self.sign)
-        best, partners = stable_topk(scores, min(CANDIDATES, scores.shape[1]))
-        self.scores[rows.cpu(), : best.shape[1]] = best.double().cpu()
-        self.partners[rows.cpu(), : best.shape[1]] = partners.cpu()
-        for row in together:
-            self._push(row)
-
-    def _push(self, row: int) -> None:
-        """Put a row back with its best free candidate, or with a bound where all have been taken."""
-        for score, partner in zip(self.scores[row].tolist(), self.partners[row].tolist(), strict=True):
-            if score > -torch.inf and self.free[partner]:
-                heapq.heappush(self.heap, (-score, row, partner))
+    def put_back(row: int) -> None:
+        """With its best candidate that is free, or with a bound where all of them have been taken."""
+        for score, partner in candidates[row].tolist():
+            if score == -torch.inf:
                 return
-        if score > -torch.inf:
-            heapq.heappush(self.heap, (-score, -1, row))
+            if free[int(partner)]:
+                heapq.heappush(best, (-score, row, int(partner)))
+                return
+        heapq.heappush(bounds, (-score, row))
+
+    chosen: list[tuple[float, int, int]] = []
+    while len(chosen) < pairs:
+        if bounds and (not best or bounds[0] < best[0]):
+            count = min(len(bounds), source.rows_together)
+            together = [row for _, row in (heapq.heappop(bounds) for _ in range(count)) if free[row]]
+            if together:
+                rows, left = (torch.tensor(each, device=source.alive.device) for each in (together, free))
+                some = stable_topk(source.scores(rows, left, sign), candidates.shape[1])
+                candidates[together] = torch.stack([each.double() for each in some], 2).cpu()
+            for row in together:
+                put_back(row)
+            continue
+        score, first, second = heapq.heappop(best)
+        if free[first] and free[second]:
+            free[first] = free[second] = False
+            chosen.append((-score * sign, first, second))
+            tell(50 + 50 * len(chosen) // pairs, 100)
+        elif free[first]:
+            put_back(first)
+    return chosen

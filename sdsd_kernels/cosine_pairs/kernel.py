@@ -132,26 +132,16 @@ def _totals(
     return pairing, pairing.launch(totals_kernel, KIND=kind, bins=bins, BINS=places), tiles * (tiles + 1) // 2
 
 
-def _launch_totals(rows: Tensor, kind: str, bins: int, request: Request) -> tuple[Tensor, Tensor]:
-    """Totals, int64, and inverse norms (N,)."""
+def launch_cosine_totals(rows: Tensor, kind: str, bins: int, request: Request) -> tuple[Tensor, Tensor]:
+    """Counts (BINS,) int64 of the cosines of `rows` (N, OUTER, INNER), for a "histogram", or row sums (N,) float64 of
+    what `kind` makes of them; and inverse norms (N,)."""
     pairing, launch, work = planned(_totals, rows, None, center=request.center, kind=kind, bins=bins)
     with device_of(rows):
         operands, _, inverse, _ = pairing.operands(rows, None)
         totals = torch.zeros(bins or len(rows), dtype=torch.int64, device=rows.device)
         for first, end in shares(work, request.progress, rows.device):
             launch(operands, inverse, totals, first, grid=(end - first, 1, 1))
-    return totals, inverse
-
-
-def launch_cosine_histogram(rows: Tensor, bins: int, request: Request) -> tuple[Tensor, Tensor]:
-    """Counts (BINS,) int64 of the cosines of `rows` (N, OUTER, INNER), and the inverse norms (N,)."""
-    return _launch_totals(rows, "histogram", bins, request)
-
-
-def launch_cosine_row_sums(rows: Tensor, kind: str, request: Request) -> tuple[Tensor, Tensor]:
-    """Row sums (N,) float64 of what `kind` makes of the cosines of `rows` (N, OUTER, INNER), and inverse norms (N,)."""
-    totals, inverse = _launch_totals(rows, kind, 0, request)
-    return totals.double() * UNIT, inverse
+    return totals if kind == "histogram" else totals.double() * UNIT, inverse
 
 
 def _past_threshold(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from .._progress import Progress
 from .._register import check_no_transform, register
 from .._rows import rows_of
 from ..pairwise.config import Request, lacks, operand_bytes
+from ..pairwise.reading import summed_in
 from . import config, cpu
 
 ROW_SUMS = ("cosine", "absolute", "distance")
@@ -92,13 +92,13 @@ def cosine_histogram(
     max_bytes = check_max_bytes(max_bytes)
     # Counts, and the edges that are added to them. Tiles stay in registers.
     problem = lacks(rows, center=bool(center), max_bytes=max_bytes, beside=16 * (bins + 1))
-    if bins > config.MOST_BINS and problem is None:
-        problem = f"the kernel has at most {config.MOST_BINS} bins"
-    chosen = choose_backend(backend, rows.device, kernel_lacks=problem)
-    count = _histogram_operator if progress is None else partial(_histogram, progress=progress)
-    counts, left_out = count(rows, bins, bool(center), max_bytes, chosen)
+    too_many = f"the kernel has at most {config.MOST_BINS} bins" if bins > config.MOST_BINS else None
+    chosen = choose_backend(backend, rows.device, kernel_lacks=problem or too_many)
+    add_up = _operator if progress is None else partial(_totals, progress=progress)
+    counts, live = add_up(rows, "histogram", bins, bool(center), max_bytes, chosen)
     edges = torch.linspace(-1, 1, bins + 1, dtype=torch.float64, device=rows.device)
-    return CosineHistogram(counts, edges, left_out[0], left_out[1])
+    clean, directed = (n * (n - 1) // 2 for n in ((~live.isnan()).sum(), (live > 0).sum()))
+    return CosineHistogram(counts, edges, clean - directed, len(rows) * (len(rows) - 1) // 2 - clean)
 
 
 def cosine_row_sums(
@@ -146,8 +146,9 @@ def cosine_row_sums(
     max_bytes = check_max_bytes(max_bytes)
     problem = lacks(rows, center=bool(center), max_bytes=max_bytes, beside=config.VECTORS * rows.shape[0])
     chosen = choose_backend(backend, rows.device, kernel_lacks=problem)
-    add_up = _row_sums_operator if progress is None else partial(_row_sums, progress=progress)
-    return add_up(rows, kind, bool(center), max_bytes, chosen)
+    add_up = _operator if progress is None else partial(_totals, progress=progress)
+    sums, live = add_up(rows, kind, 0, bool(center), max_bytes, chosen)
+    return sums.masked_fill_(live.isnan(), torch.nan)
 
 
 def cosine_pairs(
@@ -202,7 +203,8 @@ def cosine_pairs(
         return CosinePairs(*_implementation("cosine_pairs", chosen)(rows, threshold, above is not None, request))
     except config.TooManyPairsError as error:
         bins = config.MOST_BINS if chosen == "triton" else ADVICE_BINS
-        counts, _ = _implementation("cosine_histogram", chosen)(rows, bins, request._replace(max_bytes=None))
+        request = request._replace(max_bytes=None)
+        counts, _ = _implementation("cosine_totals", chosen)(rows, "histogram", bins, request)
         raise ValueError(_advice(error, counts, threshold, above is not None, allowed)) from None
 
 
@@ -243,40 +245,22 @@ def _check_threshold(above: Any, below: Any) -> float:
     return check_number(value, name, "a cosine from -1 to 1", least=-1, most=1, do="No pair is beyond these.")
 
 
-def _histogram(rows: Tensor, bins: int, *settings: Any, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
-    """Counts and the number of pairs without a cosine: (with a zero neuron, with a NaN)."""
+def _totals(rows: Tensor, kind: str, bins: int, *settings: Any, progress: Progress | None = None) -> Any:
+    """Counts of a "histogram" or row sums; for every neuron 1, 0 if it is zero, NaN if it has a NaN or an infinity."""
     center, max_bytes, backend = settings
     request = Request(center, max_bytes, progress)
-    counts, inverse_norm = _implementation("cosine_histogram", backend)(rows, bins, request)
-    clean = (~inverse_norm.isnan()).sum()
-    directed = (inverse_norm > 0).sum()
-    all_pairs = math.comb(rows.shape[0], 2)
-    clean_pairs, directed_pairs = (n * (n - 1) // 2 for n in (clean, directed))
-    return counts, torch.stack((clean_pairs - directed_pairs, all_pairs - clean_pairs))
+    totals, inverse_norm = _implementation("cosine_totals", backend)(rows, kind, bins, request)
+    return totals, torch.where(inverse_norm > 0, 1.0, inverse_norm)
 
 
-def _row_sums(rows: Tensor, kind: str, *settings: Any, progress: Progress | None = None) -> Tensor:
-    center, max_bytes, backend = settings
-    request = Request(center, max_bytes, progress)
-    sums, inverse_norm = _implementation("cosine_row_sums", backend)(rows, kind, request)
-    return sums.masked_fill_(inverse_norm.isnan(), torch.nan)
+def _fake(rows: Tensor, kind: str, bins: int, *settings: Any) -> tuple[Tensor, Tensor]:
+    size, dtype = (bins, torch.int64) if kind == "histogram" else (rows.shape[0], torch.float64)
+    return rows.new_empty(size, dtype=dtype), rows.new_empty(rows.shape[0], dtype=summed_in(rows.dtype))
 
 
-def _fake_histogram(rows: Tensor, bins: int, *settings: Any) -> tuple[Tensor, Tensor]:
-    return rows.new_empty(bins, dtype=torch.int64), rows.new_empty(2, dtype=torch.int64)
-
-
-def _fake_row_sums(rows: Tensor, kind: str, *settings: Any) -> Tensor:
-    return rows.new_empty(rows.shape[0], dtype=torch.float64)
-
-
-_histogram_operator = register(
-    "cosine_histogram(Tensor rows, SymInt bins, bool center, SymInt? max_bytes, str backend) -> (Tensor, Tensor)",
-    _histogram,
-    fake=_fake_histogram,
-)
-_row_sums_operator = register(
-    "cosine_row_sums(Tensor rows, str kind, bool center, SymInt? max_bytes, str backend) -> Tensor",
-    _row_sums,
-    fake=_fake_row_sums,
+_operator = register(
+    "cosine_totals(Tensor rows, str kind, SymInt bins, bool center, SymInt? max_bytes, str backend) "
+    "-> (Tensor, Tensor)",
+    _totals,
+    fake=_fake,
 )

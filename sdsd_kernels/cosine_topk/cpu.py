@@ -57,12 +57,11 @@ def cosine_topk_torch(
     rows: Tensor, others: Tensor | None, k: int, farthest: bool, request: Request
 ) -> tuple[Tensor, Tensor]:
     """The k best cosines, and whose, of `rows` (N, OUTER, INNER) among themselves or `others` (M, OUTER, INNER)."""
-    left = prepare(rows, center=request.center)
-    right = left if others is None else prepare(others, center=request.center)
-    largest = max(left.rows.numel(), right.rows.numel()) * left.dtype.itemsize
+    sets = [prepare(each, center=request.center) for each in (rows, others) if each is not None]
+    largest = max(each.rows.numel() * each.dtype.itemsize for each in sets)
     if request.max_bytes is None and largest <= UNIT_BYTES:
-        left = normalized(left)
-        right = left if others is None else normalized(right)
+        sets = [normalized(each) for each in sets]
+    left, right = sets[0], sets[-1]
     neighbors, device = right.rows.shape[0], "cpu" if rows.device.type == "cpu" else "cuda"
     whole_rows = device == "cuda" or k * WHOLE_ROWS_FROM > neighbors
     preferred = (max(1, STRIP_ELEMENTS[device] // neighbors), neighbors) if whole_rows else BLOCK
@@ -73,10 +72,9 @@ def cosine_topk_torch(
         best = TopK(rows.shape[0], k, left.inverse_norm, WAITING if request.max_bytes is None else 0)
 
     def start() -> Callable[[tuple[int, ...]], None]:
-        own = replace(left, rooms={})  # memory of this thread
-        own_right = own if others is None else replace(right, rooms={})
+        own = [replace(each, rooms={}) for each in sets]  # memory of this thread
         fill = torch.inf if farthest else -torch.inf
-        block_at = blocks_of(own, own_right, sides, fill=fill, once=False, group=GROUP)
+        block_at = blocks_of(own[0], own[-1], sides, fill=fill, once=False, group=GROUP)
 
         def look_into(place: tuple[int, ...]) -> None:
             row, column, *shape = place

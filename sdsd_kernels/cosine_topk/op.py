@@ -80,9 +80,8 @@ def cosine_topk(
     neurons = (rows,) if others is None else (rows, others)
     lists = list_bytes(rows.shape[0], lanes(k))
     problem = lacks(*neurons, center=bool(center), max_bytes=max_bytes, precision=precision, beside=lists)
-    if k > MOST_NEIGHBORS and problem is None:
-        problem = f"the kernel keeps at most {MOST_NEIGHBORS} neighbours and k is {k}"
-    chosen = choose_backend(backend, rows.device, kernel_lacks=problem)
+    too_many = f"the kernel keeps at most {MOST_NEIGHBORS} neighbours and k is {k}" if k > MOST_NEIGHBORS else None
+    chosen = choose_backend(backend, rows.device, kernel_lacks=problem or too_many)
     settings = (k, bool(farthest), precision, bool(center), max_bytes, chosen)
     search = _operator if progress is None else partial(_compute, progress=progress)
     return search(rows, others, *settings)
@@ -112,14 +111,12 @@ def _compute(
     return launch_cosine_topk(rows, others, k, farthest, request)
 
 
-def _fake(rows: Tensor, others: Tensor | None, k: int, *settings: Any) -> tuple[Tensor, Tensor]:
-    shape = rows.shape[0], k
-    return rows.new_empty(shape, dtype=summed_in(rows.dtype)), rows.new_empty(shape, dtype=torch.int64)
-
-
 _operator = register(
     "cosine_topk(Tensor rows, Tensor? others, int k, bool farthest, str precision, bool center, int? max_bytes, "
     "str backend) -> (Tensor, Tensor)",
     _compute,
-    fake=_fake,
+    fake=lambda rows, others, k, *_: (
+        rows.new_empty((rows.shape[0], k), dtype=summed_in(rows.dtype)),
+        rows.new_empty((rows.shape[0], k), dtype=torch.int64),
+    ),
 )

@@ -1,4 +1,4 @@
-"""The Gram matrix of neurons, a batch at a time: checks, choice of backend, torch.library registration."""
+"""The Gram matrix of neurons, a batch at a time: checks, choice of backend, torch.library, half of the products."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from torch import Tensor
 
 from .._backend import choose_backend
 from .._checks import check_apart, check_device, check_float_tensor, check_precision, check_shape, check_written
+from .._precision import exact_float32
 from .._register import register
 from .._rows import rows_of
-from ..pairwise.reading import summed_in
+from ..pairwise.products import upper_products
+from ..pairwise.reading import summed_in, values_of
 from ..pairwise.sums import add_batch
-from .cpu import gram_accumulate_torch
 
 
 def gram_accumulate(
@@ -109,16 +110,19 @@ def _compute(
     check_apart(gram, "gram", activations=rows, shift=shift, scale=scale)
     if backend == "triton":
         add_batch(gram, rows, gram, strips=0, shift=shift, weight=scale, precision=precision)
-    else:
-        gram_accumulate_torch(gram, rows, shift, scale)
-
-
-def _fake(gram: Tensor, rows: Tensor, shift: Tensor | None, scale: Tensor | None, precision: str, backend: str) -> None:
-    return None
+        return
+    values = values_of(rows, center=False)
+    with exact_float32():
+        for a in values.chunks(copy=values.converts or shift is not None or scale is not None):
+            if shift is not None:
+                a.sub_(shift[:, None])
+            if scale is not None:
+                a.mul_(scale[:, None])
+            upper_products(a, gram, accumulate=True)
 
 
 _operator = register(
     "gram_accumulate(Tensor(a!) gram, Tensor rows, Tensor? shift, Tensor? scale, str precision, str backend) -> ()",
     _compute,
-    fake=_fake,
+    fake=lambda *_: None,
 )

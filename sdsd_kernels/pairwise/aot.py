@@ -120,51 +120,48 @@ def update(rows: Tensor, *, center: bool, **options: Any) -> Callable[[], Any]:
     return partial(add_batch, sums, rows, sums, mean=mean, center=center, **options)
 
 
-def aot_cases() -> list[AotCase]:
+def aot_cases() -> Iterator[AotCase]:
     """Every kernel, shipped tile and target. Not `thorough` are those that take the most registers.
 
     With factors, and with sums added to a float32 total, a product does all that it does without, and more. Without is
     what is measured, on sm_90, and elsewhere what small tiles and updates do.
     """
-    return [case for record in compiled_ahead() for case in _cases(record)]
-
-
-def _cases(card: DeviceRecord) -> Iterator[AotCase]:
-    # What a card has of multiprocessors decides how many ranges there are, not what is compiled for one or several.
-    record, many = replace(card, multiprocessors=1), replace(card, multiprocessors=132)
-    hopper = record.family == "sm_90"
-    for layout, center in (("", True), ("", False), ("neurons adjacent", False), ("nested", True)):
-        call = matrix(neurons(4096, 4096, torch.float32, layout), center=center)
-        yield from cases_of(record, call, measure_kernel, write_kernel, thorough=not center or layout == "nested")
-    for dtype, table in ((torch.bfloat16, config.ONE_TERM), (torch.float32, config.THREE_TERMS)):
-        three = dtype == torch.float32
-        for place, (least, _) in enumerate(table[record.family]):
-            rows = neurons(max(least, 1024), 4096, dtype)
-            added = not (hopper or three or place)
-            product = matrix(neurons(len(rows), config.LONG, dtype) if added else rows)
-            yield from cases_of(record, product, triangle_kernel, thorough=place > 0)
-            if not place or record.family in ("sm_80", "sm_100"):  # where small tiles are short of registers
-                yield from cases_of(record, update(rows, center=three), triangle_kernel, thorough=place > 0)
-        both = neurons(8192, 4096, dtype)
-        between = partial(engine.launch_cosine_between, both, both, center=False, zero="zero")
-        yield from cases_of(record, between, rectangle_kernel, thorough=three)
-    rows = neurons(4096, 4096, torch.bfloat16, "neurons adjacent")
-    yield from cases_of(record, matrix(rows), triangle_kernel, thorough=not hopper)
-    if hopper:
-        least = config.ONE_TERM["sm_90"][0][0]
-        for rows in (
-            neurons(least, config.LONG, torch.bfloat16),
-            neurons(least, 4096, torch.float16, "neurons adjacent"),
-        ):
-            yield from cases_of(record, matrix(rows), triangle_kernel, thorough=False)
-    halves = neurons(4096, 4096, torch.bfloat16)
-    yield from cases_of(record, matrix(halves), measure_kernel)
-    few = neurons(64, 2**20, torch.float32)
-    yield from cases_of(many, matrix(few, center=True), measure_kernel, triangle_kernel)
-    yield from cases_of(many, matrix(few, center=True), directions_kernel, reduce_kernel, thorough=False)
-    yield from cases_of(many, update(few, center=False, strips=0), reduce_kernel)
-    centred = update(neurons(4096, 4096, torch.float32, "neurons adjacent"), center=True, weight=meta(4096))
-    yield from cases_of(record, centred, mean_kernel, thorough=False)
-    sums = meta(1, dtype=torch.float64)
-    whole = partial(expand, sums, sums, sums, meta(4096, 4096), cosine=True)
-    yield from cases_of(record, whole, expand_kernel, thorough=False)
+    for card in compiled_ahead():
+        # What a card has of multiprocessors decides how many ranges there are, not what is compiled for one or several.
+        record, many = replace(card, multiprocessors=1), replace(card, multiprocessors=132)
+        hopper = record.family == "sm_90"
+        for layout, center in (("", True), ("", False), ("neurons adjacent", False), ("nested", True)):
+            call = matrix(neurons(4096, 4096, torch.float32, layout), center=center)
+            yield from cases_of(record, call, measure_kernel, write_kernel, thorough=not center or layout == "nested")
+        for dtype, table in ((torch.bfloat16, config.ONE_TERM), (torch.float32, config.THREE_TERMS)):
+            three = dtype == torch.float32
+            for place, (least, _) in enumerate(table[record.family]):
+                rows = neurons(max(least, 1024), 4096, dtype)
+                added = not (hopper or three or place)
+                product = matrix(neurons(len(rows), config.LONG, dtype) if added else rows)
+                yield from cases_of(record, product, triangle_kernel, thorough=place > 0)
+                if not place or record.family in ("sm_80", "sm_100"):  # where small tiles are short of registers
+                    yield from cases_of(record, update(rows, center=three), triangle_kernel, thorough=place > 0)
+            both = neurons(8192, 4096, dtype)
+            between = partial(engine.launch_cosine_between, both, both, center=False, zero="zero")
+            yield from cases_of(record, between, rectangle_kernel, thorough=three)
+        rows = neurons(4096, 4096, torch.bfloat16, "neurons adjacent")
+        yield from cases_of(record, matrix(rows), triangle_kernel, thorough=not hopper)
+        if hopper:
+            least = config.ONE_TERM["sm_90"][0][0]
+            for rows in (
+                neurons(least, config.LONG, torch.bfloat16),
+                neurons(least, 4096, torch.float16, "neurons adjacent"),
+            ):
+                yield from cases_of(record, matrix(rows), triangle_kernel, thorough=False)
+        halves = neurons(4096, 4096, torch.bfloat16)
+        yield from cases_of(record, matrix(halves), measure_kernel)
+        few = neurons(64, 2**20, torch.float32)
+        yield from cases_of(many, matrix(few, center=True), measure_kernel, triangle_kernel)
+        yield from cases_of(many, matrix(few, center=True), directions_kernel, reduce_kernel, thorough=False)
+        yield from cases_of(many, update(few, center=False, strips=0), reduce_kernel)
+        centred = update(neurons(4096, 4096, torch.float32, "neurons adjacent"), center=True, weight=meta(4096))
+        yield from cases_of(record, centred, mean_kernel, thorough=False)
+        sums = meta(1, dtype=torch.float64)
+        whole = partial(expand, sums, sums, sums, meta(4096, 4096), cosine=True)
+        yield from cases_of(record, whole, expand_kernel, thorough=False)

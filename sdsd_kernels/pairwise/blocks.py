@@ -18,7 +18,7 @@ from torch import Tensor
 from .._precision import exact_float32
 from .._progress import Progress
 from .products import STRIP, SUMMED, product, symmetric_cosines, upper_products
-from .reading import PASS_ELEMENTS, Values, out_of_range, scales, values_of
+from .reading import PASS_ELEMENTS, Values, in_range
 
 SAMPLES_AT_ONCE = 1024
 """Samples of a panel converted together; more make the products no faster."""
@@ -67,21 +67,12 @@ class Neurons(Values):
 
 def prepare(rows: Tensor, *, center: bool = False) -> Neurons:
     """Read `rows` (N, OUTER, INNER) for means, scales and norms."""
-    values, square = _squares(rows, None, center)
     # Squares of float32 cannot leave the range of float64, so only float64 neurons need the second reading.
-    suspicious = out_of_range(square, values.dtype)
-    scale = scales(rows, suspicious) if bool(suspicious.any()) else None
-    if scale is not None:
-        values, square = _squares(rows, scale, center)
-    square = torch.where(square.isfinite(), square, torch.nan)
+    values, square = in_range(
+        rows, lambda values: values.reduced(lambda some: some.double().square_().sum(1)), center=center
+    )
     inverse_norm = torch.where(square == 0, 0.0, square.rsqrt().to(values.dtype))
     return Neurons(**vars(values), inverse_norm=inverse_norm)
-
-
-def _squares(rows: Tensor, scale: Tensor | None, center: bool) -> tuple[Values, Tensor]:
-    """Values of neurons and their ‖x · scale − mean‖², float64."""
-    values = values_of(rows, scale, center=center)
-    return values, values.reduced(lambda some: some.double().square_().sum(1))
 
 
 def normalized(neurons: Neurons) -> Neurons:
@@ -204,8 +195,18 @@ def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: i
     """
     rows, columns = out.shape
     side = rows if left is right and row == column else 0
+    upper = side if out.device.type == "cpu" else 0  # columns of which only products not below the diagonal are taken
+    copy = left.converts or right.converts
+    beside = slice(column + upper, column + columns)
     with exact_float32():
-        _fill_products(out, left, row, right, column, side if out.device.type == "cpu" else 0)
+        parts = zip(
+            left.panels(slice(row, row + rows), copy, "rows"), right.panels(beside, copy, "columns"), strict=True
+        )
+        for number, (a, b) in enumerate(parts):
+            if upper:
+                upper_products(a, out[:, :upper], accumulate=number > 0)
+            if upper < columns:
+                product(a, b, out[:, upper:], accumulate=number > 0)
     unit = left.unit and right.unit
     inverse, column_inverse = left.inverse_norm[row : row + rows], right.inverse_norm[column : column + columns]
     if side and not once:
@@ -218,18 +219,6 @@ def fill_cosines(out: Tensor, left: Neurons, row: int, right: Neurons, column: i
     for some, factor in zip(out.split(step), inverse[:, None].split(step), strict=True):
         # r_i r_j first: multiplying by one and then by the other would depend on which neuron comes first.
         some.mul_(factor * column_inverse).clamp_(-1, 1)
-
-
-def _fill_products(out: Tensor, left: Neurons, row: int, right: Neurons, column: int, side: int) -> None:
-    """Products of a block; in its first `side` columns, a square on the diagonal, only those not below that."""
-    rows, columns = slice(row, row + out.shape[0]), slice(column + side, column + out.shape[1])
-    copy = left.converts or right.converts
-    parts = zip(left.panels(rows, copy, "rows"), right.panels(columns, copy, "columns"), strict=True)
-    for number, (a, b) in enumerate(parts):
-        if side:
-            upper_products(a, out[:, :side], accumulate=number > 0)
-        if side < out.shape[1]:
-            product(a, b, out[:, side:], accumulate=number > 0)
 
 
 def stable_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

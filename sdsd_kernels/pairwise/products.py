@@ -28,12 +28,11 @@ WAITING = 2**22
 
 def upper_products(a: Tensor, out: Tensor, *, accumulate: bool) -> None:
     """out (+)= a aᵀ on and above the diagonal; below it only inside the STRIP² blocks on the diagonal."""
-    neurons = a.shape[0]
-    if neurons <= STRIPS * STRIP:
-        for top in range(0, neurons, STRIP):
+    if len(a) <= STRIPS * STRIP:
+        for top in range(0, len(a), STRIP):
             product(a[top : top + STRIP], a[top:], out[top : top + STRIP, top:], accumulate=accumulate)
         return
-    half = -(-neurons // (2 * STRIP)) * STRIP
+    half = -(-len(a) // (2 * STRIP)) * STRIP
     product(a[:half], a[half:], out[:half, half:], accumulate=accumulate)
     upper_products(a[:half], out[:half, :half], accumulate=accumulate)
     upper_products(a[half:], out[half:, half:], accumulate=accumulate)

@@ -127,13 +127,18 @@ def values_of(rows: Tensor, scale: Tensor | None = None, *, center: bool) -> Val
     return replace(values, mean=first + rest.to(values.dtype))
 
 
-def out_of_range(square: Tensor, dtype: torch.dtype) -> Tensor:
-    """Whether ‖x‖² leaves what products of `dtype` can do, or is NaN."""
-    smallest, largest = SQUARES[dtype]
-    return ~((square >= smallest) & (square <= largest))
+def in_range(rows: Tensor, squares: Callable[[Values], Tensor], *, center: bool) -> tuple[Values, Tensor]:
+    """Values of `rows`, scaled where products need it, and a copy of their `squares`, ‖a‖² (N,); NaN: not finite."""
+    values = values_of(rows, center=center)
+    square = squares(values)
+    suspicious = square.clamp(*SQUARES[values.dtype]) != square  # NaN differs from itself
+    if bool(suspicious.any()) and (scale := _scales(rows, suspicious)) is not None:
+        values = values_of(rows, scale, center=center)
+        square = squares(values)
+    return values, torch.where(square.isfinite(), square, torch.nan)
 
 
-def scales(rows: Tensor, suspicious: Tensor) -> Tensor | None:
+def _scales(rows: Tensor, suspicious: Tensor) -> Tensor | None:
     """Powers of two that bring the largest value of `suspicious` neurons into [1/2, 1); None if all stay as they are.
 
     Values that differ do so by a unit of their largest at least, so that centring later leaves the range of no dtype.
@@ -141,9 +146,7 @@ def scales(rows: Tensor, suspicious: Tensor) -> Tensor | None:
     values = Values(rows, summed_in(rows.dtype))
     peak = values.reduced(lambda some: some.abs_().amax(1), torch.maximum).to(values.dtype)
     suspicious = suspicious & peak.isfinite() & (peak > 0)
-    if not bool(suspicious.any()):
-        return None
-    return to_one(torch.where(suspicious, peak, 0.5))
+    return to_one(torch.where(suspicious, peak, 0.5)) if bool(suspicious.any()) else None
 
 
 def to_one(peak: Tensor) -> Tensor:

@@ -126,8 +126,7 @@ def test_a_file_is_gone_on_with_and_steps_that_come_again_are_replaced(tmp_path)
     first.detach()
     with path.open("a") as file:
         file.write('{"step": 8, "par')  # in the middle of a line
-    assert len(sdsd.GammaHistory(path)) == 7
-    assert path.read_text().endswith("\n")
+    assert len(sdsd.GammaHistory(path)) == 7  # by who looks at it; the next run's first write mends it
 
     second, model = monitored(history=path)
     second.load_state_dict(state)

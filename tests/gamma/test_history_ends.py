@@ -109,3 +109,31 @@ def test_a_long_history_takes_little_memory(tmp_path):
     assert history[2999] == row | {"step": 3000}
     assert history[2990:][-1] == list(history)[-1] == history[2999]
     assert taken <= 3000 * (40 + 17 * 8 + 17 * 32 + 16)
+
+
+@pytest.mark.parametrize("cut", [1, 3, 9, 40, 150])
+def test_a_last_line_that_was_cut_anywhere_is_mended_by_the_next_write(tmp_path, cut):
+    """In a character of several bytes, too, at the line's end, or filled with zeros where a machine stopped."""
+    monitor, _ = train(path := tmp_path / "run.jsonl", 3)
+    monitor.detach()
+    whole = path.read_bytes()
+    last = line_of(monitor.history[-1] | {"step": 4, "advice": "Γ" * 200}).encode()
+    for end in (last[:cut], last[:-cut], last[: -cut - 1], bytes(cut)):
+        path.write_bytes(whole + end)
+        steps = [1, 2, 3, 4] if end == last[:-1] else [1, 2, 3]
+        history = sdsd.GammaHistory(path)
+        assert [row["step"] for row in history] == steps
+        assert path.read_bytes() == whole + end  # looked at, and perhaps another run's that is writing the line
+        history.append(5, monitor.stats)
+        history.flush()
+        assert [row["step"] for row in sdsd.GammaHistory(path)] == [*steps, 5]
+        assert path.read_bytes().endswith(b"\n")
+
+
+@pytest.mark.parametrize("data", [b'{"lr": 0.1}', b"notes", b"\x80\x02}q", b'{"step": 1}\n'], ids=repr)
+def test_another_file_is_left_as_it_is_whatever_its_end(tmp_path, data):
+    path = tmp_path / "config.json"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"config\.json.*: expected a .*[hH]istory.* Name another file"):
+        sdsd.GammaHistory(path)
+    assert path.read_bytes() == data

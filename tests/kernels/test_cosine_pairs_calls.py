@@ -143,8 +143,8 @@ def test_what_fits():
 def test_opcheck(dtype, device):
     rows = torch.randn(5, 2, 6, dtype=dtype, device=device)
     backend = "triton" if device.type == "cuda" and dtype == torch.float32 else "torch"
-    torch.library.opcheck(torch.ops.sdsd.cosine_histogram.default, (rows, 7, True, None, backend))
-    torch.library.opcheck(torch.ops.sdsd.cosine_row_sums.default, (rows, "absolute", False, None, backend))
+    torch.library.opcheck(torch.ops.sdsd.cosine_totals.default, (rows, "histogram", 7, True, None, backend))
+    torch.library.opcheck(torch.ops.sdsd.cosine_totals.default, (rows, "absolute", 0, False, None, backend))
 
 
 def test_compiles_whole(device):

@@ -116,7 +116,7 @@ def test_chunks_keep_counters_few():
 
 
 def test_aot_cases_cover_every_configuration():
-    cases = importlib.import_module("sdsd_kernels.cosine_pairs.aot").aot_cases()
+    cases = list(importlib.import_module("sdsd_kernels.cosine_pairs.aot").aot_cases())
     assert len({(case.name, case.target) for case in cases}) == len(cases)
     shipped = {
         (case.constexprs.get("KIND", "pairs"), case.target, case.constexprs["HOW"].three, case.constexprs["HOW"].rows)

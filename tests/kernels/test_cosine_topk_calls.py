@@ -99,7 +99,7 @@ def test_torch_serves_what_the_kernel_lacks(device):
 def test_aot_cases_cover_every_configuration():
     if unusable("torch", torch.device("cpu")) is None and importlib.util.find_spec("triton") is None:
         pytest.skip("no Triton")
-    cases = importlib.import_module("sdsd_kernels.cosine_topk.aot").aot_cases()
+    cases = list(importlib.import_module("sdsd_kernels.cosine_topk.aot").aot_cases())
     assert len({(case.name, case.target) for case in cases}) == len(cases)
     for record in compiled_ahead():
         for three, table in ((False, config.ONE_TERM), (True, config.THREE_TERMS)):

@@ -112,13 +112,13 @@ def test_plain_layouts_are_read_where_they_lie(monkeypatch):
 
 def test_a_lowered_matmul_precision_changes_nothing(monkeypatch):
     seen = []
-    multiply = blocks._fill_products
+    multiply = blocks.upper_products
 
-    def record(*args):
+    def record(*args, **options):
         seen.append(torch.get_float32_matmul_precision())
-        multiply(*args)
+        multiply(*args, **options)
 
-    monkeypatch.setattr(blocks, "_fill_products", record)
+    monkeypatch.setattr(blocks, "upper_products", record)
     torch.set_float32_matmul_precision("medium")
     try:
         cosine_topk(torch.randn(30, 64), 3, backend="torch")

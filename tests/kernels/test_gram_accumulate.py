@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdsd_kernels import available_backends, gram_accumulate
-from sdsd_kernels.gram_accumulate import cpu
+from sdsd_kernels.gram_accumulate import op
 from sdsd_kernels.gram_accumulate.reference import gram_accumulate_reference
 from sdsd_kernels.pairwise import products
 from tests.helpers import assert_within, summation_error, unit_roundoff
@@ -225,13 +225,13 @@ def test_panels_of_float32_products(elements, monkeypatch):
 
 def test_torch_ignores_a_lowered_matmul_precision(monkeypatch):
     seen = []
-    add = cpu.upper_products
+    add = op.upper_products
 
     def record(*args, **options):
         seen.append(torch.get_float32_matmul_precision())
         add(*args, **options)
 
-    monkeypatch.setattr(cpu, "upper_products", record)
+    monkeypatch.setattr(op, "upper_products", record)
     torch.set_float32_matmul_precision("medium")
     try:
         gram_accumulate(torch.zeros(64, 64), torch.randn(300, 64), backend="torch")

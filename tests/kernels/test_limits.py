@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction
 
 from sdsd_kernels._device import RECORDS
 from sdsd_kernels._launch import Launch
-from sdsd_kernels.cosine_pairs.kernel import launch_cosine_histogram, launch_cosine_pairs
+from sdsd_kernels.cosine_pairs.kernel import launch_cosine_pairs, launch_cosine_totals
 from sdsd_kernels.cosine_topk.kernel import launch_cosine_topk
 from sdsd_kernels.gamma_moments.launch import launch_gamma_moments
 from sdsd_kernels.lookup_squares_into import launch as lookup
@@ -86,7 +86,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     ),
     "between": lambda: launch_cosine_between(meta(MANY, 1, 64), meta(2 * MANY, 1, 64), center=False, zero="zero"),
     "topk": lambda: launch_cosine_topk(meta(16_000_000, 1, 16), None, 10, False, REQUEST),
-    "histogram": lambda: launch_cosine_histogram(meta(16_000_000, 1, 16), 100, REQUEST),
+    "histogram": lambda: launch_cosine_totals(meta(16_000_000, 1, 16), "histogram", 100, REQUEST),
     "pairs": lambda: launch_cosine_pairs(meta(MANY, 1, 16), 0.9, True, REQUEST),
 }
 

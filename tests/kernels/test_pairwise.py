@@ -362,7 +362,7 @@ def test_what_is_multiplied(precision, dtype, center, wanted):
 
 
 def test_aot_cases_cover_every_tile():
-    cases = importlib.import_module("sdsd_kernels.pairwise.aot").aot_cases()
+    cases = list(importlib.import_module("sdsd_kernels.pairwise.aot").aot_cases())
     assert len({(case.name, case.target) for case in cases}) == len(cases)
     for record in compiled_ahead():
         for three, table in ((False, config.ONE_TERM), (True, config.THREE_TERMS)):

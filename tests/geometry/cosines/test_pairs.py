@@ -243,7 +243,7 @@ def test_max_bytes(name):
 
 def test_less_memory_changes_nothing():
     x, limit = torch.randn(2000, 700), 5_500_000
-    tight = disjoint._Activations(x.T[:, None], None, False, limit, None)
+    tight = disjoint._Activations(x.T[:, None], None, False, limit)
     assert tight.rows_together < disjoint.ROWS_TOGETHER
     for which in ("nearest", "farthest", "random"):
         assert indices(disjoint_pairs(x, 20, which, max_bytes=limit)) == indices(disjoint_pairs(x, 20, which))
