@@ -124,7 +124,7 @@ def test_a_history_that_is_gone_on_with(said, tmp_path):
     history_of(2)
     assert said() == [
         ("sdsd.gamma", "INFO", f"{path}: 3 rows of an earlier run are gone on with"),
-        ("sdsd.gamma", "WARNING", f"{path}: the last line was cut off and is taken away"),
+        ("sdsd.gamma", "WARNING", f"{path}: the last line is cut off"),
         ("sdsd.gamma", "INFO", "step 2 comes again: 2 rows from it on are replaced"),
     ]
 

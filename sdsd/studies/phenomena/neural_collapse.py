@@ -174,8 +174,12 @@ def judge(result: StudyResult) -> list[Verdict]:
             verdict=held,
             published="Γ > 1, no batch size given",
             our_figure=mean_interval(levels, f"Γ of a batch of {batch} while it collapses"),
-            corrected=f"Γ is {mean([rows['gamma'][0] for rows in runs]):.2g} at the start and {mean(levels):.2g} while "
-            f"classes collapse; over that time its rank correlation with NC1 is {mean(ways):.2f}.",
+            corrected=f"Γ is {mean([rows['gamma'][0] for rows in runs]):.2g} at the start and {mean(levels):.2g} "
+            + (
+                f"while classes collapse; over that time its rank correlation with NC1 is {mean(ways):.2f}."
+                if collapsed
+                else "later; without a collapse there is nothing to hold it against."
+            ),
             **RULES["neural-collapse: Γ"].stated(),
         ),
         judge_functional("Neural collapse", runs, {WITHOUT: bare}),
