@@ -69,7 +69,10 @@ def _with(value: Any, parts: dict[str, Any]) -> Any:
     if isinstance(value, (list, tuple)):
         listed = [parts.get(str(place), each) for place, each in enumerate(value)]
         return type(value)(*listed) if hasattr(value, "_fields") else type(value)(listed)
-    made = copy.copy(value)
+    try:
+        made = copy.copy(value)
+    except Exception:  # of a class that cannot be copied: it stays as it is
+        return value
     for key, each in parts.items():
         if isinstance(value, dict) and key in value:
             made[key] = each

@@ -30,7 +30,16 @@ Sizes = collections.namedtuple("Sizes", "width heads")
 
 
 class Table(dict):
-    __getattr__ = dict.get
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Kept(types.SimpleNamespace):
+    def __copy__(self):
+        raise TypeError("one is enough")
 
 
 class Reader(nn.Module):
@@ -54,6 +63,12 @@ WIDTHS = {
     "list": ([16, 12, 4], lambda c: c[1]),
     "tuple in a dictionary": ({"widths": (16, 12)}, lambda c: c["widths"][1]),
 }
+
+
+def test_a_configuration_that_cannot_be_copied_stays():
+    reader = Reader(Kept(width=12), lambda c: c.width)
+    model, drawn = built((lambda m, x: m.b(m.a(x).relu()), rows, lambda: dense(b=reader)))
+    is_refused(model, drawn, "'reshape' has the size 12 written into it")
 
 
 @torch.no_grad()
