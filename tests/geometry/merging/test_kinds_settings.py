@@ -38,6 +38,9 @@ class Table(dict):
 
 
 class Kept(types.SimpleNamespace):
+    def to_dict(self):  # as a library's configuration has
+        return dict(vars(self))
+
     def __copy__(self):
         raise TypeError("one is enough")
 
